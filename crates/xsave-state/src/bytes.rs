@@ -74,6 +74,27 @@ pub(crate) fn first_nonzero(bytes: &[u8], within: Range<usize>) -> Option<usize>
         .map(|index| start.saturating_add(index))
 }
 
+/// Copies `content` to `offset` of `area`, as far as it is within.
+pub(crate) fn write(area: &mut [u8], offset: usize, content: &[u8]) {
+    if let Some(rest) = area.get_mut(offset..) {
+        for (to, from) in rest.iter_mut().zip(content) {
+            *to = *from;
+        }
+    }
+}
+
+/// Copies `from` of one area to `offset` of another.
+pub(crate) fn copy(area: &[u8], from: Range<usize>, to: &mut [u8], offset: usize) {
+    write(to, offset, range(area, from));
+}
+
+/// Sets the bytes at `range`, as far as it is within `area`.
+pub(crate) fn fill(area: &mut [u8], range: Range<usize>, value: u8) {
+    if let Some(bytes) = area.get_mut(range) {
+        bytes.fill(value);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +108,19 @@ mod tests {
         assert_eq!(array::<2>(&bytes, 2), [0, 0]);
         assert_eq!(array::<2>(&bytes, usize::MAX), [0, 0]);
         assert_eq!(first_nonzero(&bytes, 1..9), None);
+    }
+
+    #[test]
+    fn writes_stay_within_the_area() {
+        let mut area = [0; 4];
+        write(&mut area, 2, &[1, 2, 3]);
+        assert_eq!(area, [0, 0, 1, 2]);
+        write(&mut area, 9, &[1]);
+        copy(&[5, 6, 7], 1..3, &mut area, 0);
+        assert_eq!(area, [6, 7, 1, 2]);
+        fill(&mut area, 3..4, 9);
+        fill(&mut area, 3..5, 8);
+        assert_eq!(area, [6, 7, 1, 9]);
     }
 
     #[test]

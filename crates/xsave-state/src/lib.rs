@@ -9,14 +9,7 @@
     )
 )]
 #![cfg_attr(docsrs, feature(doc_cfg))]
-//! The extended state of a vCPU as checked data.
-//!
-//! | module | its one job |
-//! |---|---|
-//! | [`feature`] | components by number, by name and as bitmaps |
-//! | [`layout`] | where each component lies, from CPUID.0DH |
-//! | [`header`] | XSTATE_BV, XCOMP_BV |
-//! | [`tile`] | AMX tile configuration and tile data |
+#![doc = include_str!("../README.md")]
 
 extern crate alloc;
 #[cfg(feature = "kvm")]
@@ -25,8 +18,18 @@ extern crate std;
 mod bytes;
 pub mod feature;
 pub mod header;
+pub mod image;
+#[cfg(feature = "kvm")]
+pub mod kvm;
 pub mod layout;
+pub mod legacy;
+pub mod state;
 pub mod tile;
+pub mod xcr0;
 
 pub use feature::{ComponentId, XFeatures};
+pub use image::{CompactedError, Image, ImageError};
 pub use layout::{Component, ComponentKind, Layout, LayoutError, Misfit};
+pub use legacy::Legacy;
+pub use state::{ExtendedState, Registers, StateError};
+pub use tile::{TileConfig, TileData};
