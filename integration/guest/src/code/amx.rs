@@ -107,7 +107,7 @@ body!(
         "shl r10, 6",
         "mov r9, {MULTIPLIER}",
         load!(0), load!(1), load!(2), load!(3), load!(4), load!(5), load!(6), load!(7),
-        ".balign 16",
+        ".balign 16, 0x90",
         "2:",
         step!("tdpbssd", 0, 1, 2, 4),
         step!("tdpbuud", 1, 2, 3, 5),

@@ -100,7 +100,7 @@ body!(
         load!(24), load!(25), load!(26), load!(27), load!(28), load!(29), load!(30), load!(31),
         load_opmask!(0), load_opmask!(1), load_opmask!(2), load_opmask!(3),
         load_opmask!(4), load_opmask!(5), load_opmask!(6), load_opmask!(7),
-        ".balign 16",
+        ".balign 16, 0x90",
         "2:",
         mix_control!(),
         "vmovq rax, xmm0",

@@ -1,0 +1,193 @@
+//! What this host's KVM can do.
+
+mod attribute;
+
+use std::fs;
+
+use amx_guest::Kind;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm};
+use nix::errno::Errno;
+use thiserror::Error;
+use vmm_sys_util::errno;
+use xsave_state::kvm::{XsaveSize, XsaveSizeError};
+use xsave_state::{Layout, LayoutError, XFeatures};
+
+/// /dev/kvm, and what was found out about it. Probing asks for the permission to give AMX to
+/// guests, where the host has AMX: that must come before the first vCPU.
+pub struct Host {
+    kvm: Kvm,
+    cpuid: CpuId,
+    layout: Layout,
+    guest_supported: Option<XFeatures>,
+    xsave_size: usize,
+}
+
+/// A capability of KVM that this project uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capability {
+    /// Its name without KVM_CAP_.
+    pub name: &'static str,
+    /// What KVM_CHECK_EXTENSION says: 0 where it is missing.
+    pub value: i32,
+}
+
+impl Host {
+    /// Opens /dev/kvm and asks it everything.
+    ///
+    /// # Errors
+    ///
+    /// There is no usable /dev/kvm, or it says something impossible.
+    pub fn probe() -> Result<Self, HostError> {
+        let kvm = Kvm::new().map_err(HostError::from_open)?;
+        let guest_supported = attribute::xcomp_guest_supp(&kvm);
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(HostError::Cpuid)?;
+        let layout = layout(cpuid.as_slice())?;
+        let vm = kvm.create_vm().map_err(HostError::Create)?;
+        let vcpu = vm.create_vcpu(0).map_err(HostError::Create)?;
+        let xsave_size = XsaveSize::query(&vm, &vcpu)?.bytes();
+        Ok(Self {
+            kvm,
+            cpuid,
+            layout,
+            guest_supported,
+            xsave_size,
+        })
+    }
+
+    /// The open /dev/kvm.
+    #[must_use]
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// The CPUID that new guests get: what KVM supports.
+    #[must_use]
+    pub fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    /// Where KVM's supported components lie.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// KVM_X86_XCOMP_GUEST_SUPP: what guests may have, permission aside. `None` on kernels before
+    /// 5.17.
+    #[must_use]
+    pub fn guest_supported(&self) -> Option<XFeatures> {
+        self.guest_supported
+    }
+
+    /// KVM_CAP_XSAVE2 in bytes, with the permission as it is.
+    #[must_use]
+    pub fn xsave_size(&self) -> usize {
+        self.xsave_size
+    }
+
+    /// The capabilities that matter here.
+    #[must_use]
+    pub fn capabilities(&self) -> Vec<Capability> {
+        [
+            ("XSAVE2", Cap::Xsave2),
+            ("XCRS", Cap::Xcrs),
+            ("X86_USER_SPACE_MSR", Cap::X86UserSpaceMsr),
+            ("X86_MSR_FILTER", Cap::X86MsrFilter),
+            ("IMMEDIATE_EXIT", Cap::ImmediateExit),
+        ]
+        .into_iter()
+        .map(|(name, cap)| (name, self.kvm.check_extension_int(cap)))
+        .chain([(
+            "SYS_ATTRIBUTES",
+            self.kvm.check_extension_raw(attribute::CAP_SYS_ATTRIBUTES),
+        )])
+        .map(|(name, value)| Capability { name, value })
+        .collect()
+    }
+
+    /// The payload with the most state that guests can run here.
+    #[must_use]
+    pub fn best_kind(&self) -> Option<Kind> {
+        let xcr0 = self.layout.user().bits();
+        Kind::ALL
+            .into_iter()
+            .find(|kind| kind.runs_with(xcr0, |leaf, subleaf| self.cpuid_leaf(leaf, subleaf)))
+    }
+
+    fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
+        find(self.cpuid.as_slice(), leaf, subleaf)
+    }
+}
+
+/// The processor's name, as Linux has it.
+#[must_use]
+pub fn processor() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The kernel's release.
+#[must_use]
+pub fn kernel() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    Some(text.trim().to_owned())
+}
+
+pub(crate) fn layout(cpuid: &[kvm_bindings::kvm_cpuid_entry2]) -> Result<Layout, LayoutError> {
+    Layout::from_cpuid(|leaf, subleaf| find(cpuid, leaf, subleaf))
+}
+
+fn find(cpuid: &[kvm_bindings::kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> [u32; 4] {
+    cpuid
+        .iter()
+        .find(|entry| {
+            let has_subleaves = entry.flags & kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+            entry.function == leaf && (!has_subleaves || entry.index == subleaf)
+        })
+        .map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
+}
+
+/// Nothing can be done on this host.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// There is no /dev/kvm.
+    #[error(
+        "there is no /dev/kvm: load the kvm_intel or kvm_amd module, or run where virtualization \
+         is enabled"
+    )]
+    NoKvm,
+    /// It may not be opened.
+    #[error("/dev/kvm may not be opened: run as a member of its group, usually kvm")]
+    Permission,
+    /// It cannot be opened for another reason.
+    #[error("/dev/kvm cannot be opened: {0}")]
+    Open(#[source] errno::Error),
+    /// KVM_GET_SUPPORTED_CPUID failed.
+    #[error("KVM_GET_SUPPORTED_CPUID: {0}")]
+    Cpuid(#[source] errno::Error),
+    /// KVM's CPUID describes an area that cannot exist.
+    #[error("KVM's supported CPUID: {0}")]
+    Layout(#[from] LayoutError),
+    /// No VM or no vCPU to ask.
+    #[error("a VM to ask for the size of its state: {0}")]
+    Create(#[source] errno::Error),
+    /// The size of the state cannot be.
+    #[error(transparent)]
+    XsaveSize(#[from] XsaveSizeError),
+}
+
+impl HostError {
+    fn from_open(error: errno::Error) -> Self {
+        match Errno::from_raw(error.errno()) {
+            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoKvm,
+            Errno::EACCES | Errno::EPERM => Self::Permission,
+            _ => Self::Open(error),
+        }
+    }
+}
