@@ -97,8 +97,8 @@ impl Kind {
     pub const fn default_rounds(self) -> u64 {
         match self {
             Self::Tiles => 300,
-            Self::Avx512 => 400_000,
-            Self::Avx2 | Self::Sse => 600_000,
+            Self::Avx512 => 600_000,
+            Self::Avx2 | Self::Sse => 800_000,
         }
     }
 }

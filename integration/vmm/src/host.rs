@@ -2,6 +2,7 @@
 
 mod attribute;
 
+use std::ffi::CString;
 use std::fs;
 
 use amx_guest::Kind;
@@ -13,11 +14,15 @@ use vmm_sys_util::errno;
 use xsave_state::kvm::{XsaveSize, XsaveSizeError};
 use xsave_state::{Layout, LayoutError, XFeatures};
 
+/// KVM's device file.
+pub const KVM_DEVICE: &str = "/dev/kvm";
+
 /// /dev/kvm, and what was found out about it. Probing asks for the permission to give AMX to
 /// guests, where the host has AMX: that must come before the first vCPU.
 pub struct Host {
     kvm: Kvm,
     cpuid: CpuId,
+    guest_cpuid: CpuId,
     layout: Layout,
     guest_supported: Option<XFeatures>,
     xsave_size: usize,
@@ -40,18 +45,35 @@ impl Host {
     ///
     /// There is no usable /dev/kvm, or it says something impossible.
     pub fn probe() -> Result<Self, HostError> {
-        let kvm = Kvm::new().map_err(HostError::from_open)?;
+        Self::probe_at(KVM_DEVICE)
+    }
+
+    /// As [`probe`](Self::probe), with another device file.
+    ///
+    /// # Errors
+    ///
+    /// As [`probe`](Self::probe).
+    pub fn probe_at(path: &str) -> Result<Self, HostError> {
+        let failed = |error| HostError::from_open(path, error);
+        let name = CString::new(path)
+            .map_err(|_| failed(errno::Error::new(nix::libc::ENOENT)))?;
+        let kvm = Kvm::new_with_path(name).map_err(failed)?;
         let guest_supported = attribute::xcomp_guest_supp(&kvm);
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(HostError::Cpuid)?;
-        let layout = layout(cpuid.as_slice())?;
         let vm = kvm.create_vm().map_err(HostError::Create)?;
         let vcpu = vm.create_vcpu(0).map_err(HostError::Create)?;
+        vcpu.set_cpuid2(&cpuid).map_err(HostError::Create)?;
+        let guest_cpuid = vcpu
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(HostError::Create)?;
+        let layout = layout(guest_cpuid.as_slice())?;
         let xsave_size = XsaveSize::query(&vm, &vcpu)?.bytes();
         Ok(Self {
             kvm,
             cpuid,
+            guest_cpuid,
             layout,
             guest_supported,
             xsave_size,
@@ -70,7 +92,16 @@ impl Host {
         &self.cpuid
     }
 
-    /// Where KVM's supported components lie.
+    /// Whether KVM gives a vCPU other feature bits than it was given. Some kinds of KVM take them from
+    /// the processor.
+    #[must_use]
+    pub fn rewrites_cpuid(&self) -> bool {
+        let [_, given_ebx, _, given_edx] = find(self.cpuid.as_slice(), 7, 0);
+        let [_, ebx, _, edx] = find(self.guest_cpuid.as_slice(), 7, 0);
+        (given_ebx, given_edx) != (ebx, edx)
+    }
+
+    /// Where the components of a vCPU with this CPUID lie.
     #[must_use]
     pub fn layout(&self) -> &Layout {
         &self.layout
@@ -115,11 +146,11 @@ impl Host {
         let xcr0 = self.layout.user().bits();
         Kind::ALL
             .into_iter()
-            .find(|kind| kind.runs_with(xcr0, |leaf, subleaf| self.cpuid_leaf(leaf, subleaf)))
-    }
-
-    fn cpuid_leaf(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        find(self.cpuid.as_slice(), leaf, subleaf)
+            .find(|kind| {
+                kind.runs_with(xcr0, |leaf, subleaf| {
+                    find(self.guest_cpuid.as_slice(), leaf, subleaf)
+                })
+            })
     }
 }
 
@@ -158,16 +189,27 @@ fn find(cpuid: &[kvm_bindings::kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> [u
 pub enum HostError {
     /// There is no /dev/kvm.
     #[error(
-        "there is no /dev/kvm: load the kvm_intel or kvm_amd module, or run where virtualization \
-         is enabled"
+        "there is no {path}: load the kvm_intel or kvm_amd module, or run this where \
+         virtualization is enabled"
     )]
-    NoKvm,
+    NoKvm {
+        /// The device file.
+        path: String,
+    },
     /// It may not be opened.
-    #[error("/dev/kvm may not be opened: run as a member of its group, usually kvm")]
-    Permission,
+    #[error("{path} may not be opened: run this as a member of its group, which is usually kvm")]
+    Permission {
+        /// The device file.
+        path: String,
+    },
     /// It cannot be opened for another reason.
-    #[error("/dev/kvm cannot be opened: {0}")]
-    Open(#[source] errno::Error),
+    #[error("{path} cannot be opened as KVM's device: {error}")]
+    Open {
+        /// The device file.
+        path: String,
+        /// By the kernel.
+        error: errno::Error,
+    },
     /// KVM_GET_SUPPORTED_CPUID failed.
     #[error("KVM_GET_SUPPORTED_CPUID: {0}")]
     Cpuid(#[source] errno::Error),
@@ -183,11 +225,12 @@ pub enum HostError {
 }
 
 impl HostError {
-    fn from_open(error: errno::Error) -> Self {
+    fn from_open(path: &str, error: errno::Error) -> Self {
+        let path = path.to_owned();
         match Errno::from_raw(error.errno()) {
-            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoKvm,
-            Errno::EACCES | Errno::EPERM => Self::Permission,
-            _ => Self::Open(error),
+            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoKvm { path },
+            Errno::EACCES | Errno::EPERM => Self::Permission { path },
+            _ => Self::Open { path, error },
         }
     }
 }

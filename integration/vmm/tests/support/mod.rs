@@ -14,7 +14,7 @@ pub(crate) const LONG: Duration = Duration::from_secs(30);
 pub(crate) fn host() -> Option<Host> {
     match Host::probe() {
         Ok(host) => Some(host),
-        Err(error @ (HostError::NoKvm | HostError::Permission)) => {
+        Err(error @ (HostError::NoKvm { .. } | HostError::Permission { .. })) => {
             println!("skipped: {error}");
             None
         }
