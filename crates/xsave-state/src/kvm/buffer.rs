@@ -20,10 +20,10 @@ pub struct XsaveBuffer {
     /// Exactly `size.bytes()` long, always: the ioctls rely on it.
     area: Vec<u8>,
     size: XsaveSize,
-    /// IA32_XFD and IA32_XFD_ERR, in this order, for KVM_GET_MSRS.
-    pub(super) both_msrs: Msrs,
-    /// One register, for KVM_SET_MSRS.
-    pub(super) one_msr: Msrs,
+    /// IA32_XFD and IA32_XFD_ERR, in this order, for KVM_GET_MSRS and KVM_SET_MSRS.
+    pub(super) xfd_and_err: Msrs,
+    /// IA32_XFD, for KVM_SET_MSRS.
+    pub(super) xfd_alone: Msrs,
 }
 
 impl XsaveBuffer {
@@ -42,8 +42,8 @@ impl XsaveBuffer {
         Self {
             area: vec![0; size.bytes()],
             size,
-            both_msrs: msrs(&[MSR_IA32_XFD, MSR_IA32_XFD_ERR]),
-            one_msr: msrs(&[MSR_IA32_XFD]),
+            xfd_and_err: msrs(&[MSR_IA32_XFD, MSR_IA32_XFD_ERR]),
+            xfd_alone: msrs(&[MSR_IA32_XFD]),
         }
     }
 

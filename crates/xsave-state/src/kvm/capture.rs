@@ -110,3 +110,106 @@ pub enum CaptureError {
     #[error("the captured state: {0}")]
     State(#[from] StateError),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::simulated::{SimulatedVcpu, amx_area, amx_buffer, amx_layout};
+
+    fn capture_error(vcpu: &SimulatedVcpu) -> CaptureError {
+        capture_from(vcpu, &amx_layout(), &mut amx_buffer()).unwrap_err()
+    }
+
+    #[test]
+    fn registers_and_area_are_read() {
+        let vcpu = SimulatedVcpu::new(&amx_area(0x202e7));
+        vcpu.xcr0.set(Some(0x602e7));
+        vcpu.xfd.set(1 << 18);
+        vcpu.xfd_err.set(1 << 18);
+        let mut buffer = amx_buffer();
+        let capture = capture_from(&vcpu, &amx_layout(), &mut buffer).unwrap();
+        assert!(capture.over_reported.is_empty());
+        let registers = capture.state.registers();
+        assert_eq!(registers.xcr0.bits(), 0x602e7);
+        assert_eq!(registers.xfd, XFeatures::XTILEDATA);
+        assert_eq!(registers.xfd_err, XFeatures::XTILEDATA);
+        assert_eq!(capture.state.image().xstate_bv().bits(), 0x202e7);
+        assert_eq!(capture.state.image().as_bytes(), *vcpu.area.borrow());
+    }
+
+    #[test]
+    fn what_the_guest_cannot_have_is_masked_and_told() {
+        let vcpu = SimulatedVcpu::new(&amx_area(0x602e7 | 1 << 19 | 1 << 8));
+        let mut buffer = amx_buffer();
+        let capture = capture_from(&vcpu, &amx_layout(), &mut buffer).unwrap();
+        assert_eq!(capture.over_reported, XFeatures::APX | XFeatures::PT);
+        assert_eq!(capture.state.image().xstate_bv().bits(), 0x602e7);
+        assert_eq!(
+            capture.state.image().as_bytes()[512..520],
+            0x602e7u64.to_le_bytes()
+        );
+    }
+
+    #[test]
+    fn without_xfd_in_cpuid_the_registers_are_not_asked_for() {
+        let layout = Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
+            (0, _) => [0xd, 0, 0, 0],
+            (0xd, 0) => [3, 576, 576, 0],
+            _ => [0; 4],
+        })
+        .unwrap();
+        let vcpu = SimulatedVcpu::new(&amx_area(3));
+        vcpu.has_xfd.set(false);
+        let mut buffer = amx_buffer();
+        let capture = capture_from(&vcpu, &layout, &mut buffer).unwrap();
+        assert_eq!(capture.state.registers().xfd, XFeatures::empty());
+        assert_eq!(*vcpu.log.borrow(), ["GET_XSAVE2", "GET_XCRS"]);
+    }
+
+    #[test]
+    fn a_state_that_would_crash_the_next_host_is_refused() {
+        let vcpu = SimulatedVcpu::new(&amx_area(0x602e7));
+        vcpu.xfd.set(1 << 18);
+        assert!(!vcpu.host_lives());
+        assert!(matches!(
+            capture_error(&vcpu),
+            CaptureError::State(StateError::InUseWhileDisabled { .. })
+        ));
+    }
+
+    #[test]
+    fn a_buffer_without_room_for_the_layout_is_refused() {
+        let vcpu = SimulatedVcpu::new(&amx_area(0x602e7)[..4096]);
+        let size = crate::kvm::XsaveSize::from_capability(4096).unwrap();
+        let mut buffer = XsaveBuffer::new(size);
+        assert_eq!(
+            capture_from(&vcpu, &amx_layout(), &mut buffer).unwrap_err(),
+            CaptureError::Image(ImageError::TooShort {
+                required_bytes: 11_008,
+                actual_bytes: 4096
+            })
+        );
+    }
+
+    #[test]
+    fn each_failing_ioctl_is_named() {
+        let vcpu = SimulatedVcpu::new(&amx_area(3));
+        let failing = |n| {
+            vcpu.fail_at.set(n);
+            capture_error(&vcpu)
+        };
+        assert!(matches!(failing(1), CaptureError::Xsave(_)));
+        assert!(matches!(failing(2), CaptureError::Xcrs(_)));
+        assert!(matches!(failing(3), CaptureError::Msrs(_)));
+        vcpu.xcr0.set(None);
+        assert_eq!(capture_error(&vcpu), CaptureError::NoXcr0);
+        vcpu.xcr0.set(Some(1));
+        vcpu.has_xfd.set(false);
+        assert_eq!(
+            capture_error(&vcpu),
+            CaptureError::NoXfd {
+                disableable: XFeatures::XTILEDATA
+            }
+        );
+    }
+}

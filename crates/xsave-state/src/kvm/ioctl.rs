@@ -7,7 +7,6 @@ use vmm_sys_util::ioctl::{ioctl_with_mut_ptr, ioctl_with_mut_ref, ioctl_with_ptr
 use vmm_sys_util::{ioctl_ior_nr, ioctl_iow_nr, ioctl_iowr_nr};
 
 use super::buffer::XsaveBuffer;
-use super::{MSR_IA32_XFD, MSR_IA32_XFD_ERR};
 
 ioctl_ior_nr!(KVM_GET_XSAVE, KVMIO, 0xa4, kvm_xsave);
 ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
@@ -32,8 +31,9 @@ pub(super) trait Vcpu {
     fn write_xcr0(&self, value: u64) -> Result<()>;
     /// KVM_GET_MSRS of IA32_XFD and IA32_XFD_ERR; `None` where KVM does not have both.
     fn read_xfd(&self, buffer: &mut XsaveBuffer) -> Result<Option<(u64, u64)>>;
-    /// KVM_SET_MSRS of one of the two; `false` where KVM refuses the value.
-    fn write_msr(&self, buffer: &mut XsaveBuffer, index: u32, value: u64) -> Result<bool>;
+    /// KVM_SET_MSRS of IA32_XFD, and behind it of IA32_XFD_ERR where it is given. Gives how many KVM
+    /// has taken: it stops at the first value that it refuses.
+    fn write_xfd(&self, buffer: &mut XsaveBuffer, xfd: u64, xfd_err: Option<u64>) -> Result<usize>;
 }
 
 impl Vcpu for VcpuFd {
@@ -103,23 +103,24 @@ impl Vcpu for VcpuFd {
     }
 
     fn read_xfd(&self, buffer: &mut XsaveBuffer) -> Result<Option<(u64, u64)>> {
-        let read = self.get_msrs(&mut buffer.both_msrs)?;
-        Ok(match buffer.both_msrs.as_slice() {
-            [xfd, xfd_err] if read == 2 => {
-                debug_assert_eq!((xfd.index, xfd_err.index), (MSR_IA32_XFD, MSR_IA32_XFD_ERR));
-                Some((xfd.data, xfd_err.data))
-            }
+        let read = self.get_msrs(&mut buffer.xfd_and_err)?;
+        Ok(match buffer.xfd_and_err.as_slice() {
+            [xfd, xfd_err] if read == 2 => Some((xfd.data, xfd_err.data)),
             _ => None,
         })
     }
 
-    fn write_msr(&self, buffer: &mut XsaveBuffer, index: u32, value: u64) -> Result<bool> {
-        if let [entry] = buffer.one_msr.as_mut_slice() {
-            entry.index = index;
+    fn write_xfd(&self, buffer: &mut XsaveBuffer, xfd: u64, xfd_err: Option<u64>) -> Result<usize> {
+        let msrs = if xfd_err.is_some() {
+            &mut buffer.xfd_and_err
+        } else {
+            &mut buffer.xfd_alone
+        };
+        let values = [Some(xfd), xfd_err].into_iter().flatten();
+        for (entry, value) in msrs.as_mut_slice().iter_mut().zip(values) {
             entry.data = value;
         }
-        // A value that KVM refuses makes the count short; it is no errno.
-        Ok(self.set_msrs(&buffer.one_msr)? == 1)
+        self.set_msrs(msrs)
     }
 }
 

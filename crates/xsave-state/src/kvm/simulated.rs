@@ -10,12 +10,12 @@ use vmm_sys_util::errno::{Error as Errno, Result};
 use super::buffer::XsaveBuffer;
 use super::ioctl::Vcpu;
 use super::size::XsaveSize;
-use super::{MSR_IA32_XFD, MSR_IA32_XFD_ERR};
 use crate::bytes;
 use crate::header::XSTATE_BV;
 use crate::layout::Layout;
 
-pub(super) const ENOMEM: i32 = 12;
+const ENOMEM: i32 = 12;
+const EINVAL: i32 = 22;
 
 /// Takes what an unfixed KVM takes. What it would do to its host is seen by [`host_lives`].
 ///
@@ -27,7 +27,8 @@ pub(super) struct SimulatedVcpu {
     pub xfd_err: Cell<u64>,
     pub has_cpuid: Cell<bool>,
     pub has_xfd: Cell<bool>,
-    pub refuses_msrs: Cell<bool>,
+    /// How many registers KVM_SET_MSRS takes before it refuses one.
+    pub msrs_taken: Cell<usize>,
     /// Counts down; the ioctl that meets 1 fails with ENOMEM.
     pub fail_at: Cell<usize>,
     /// The ioctls done, in their order.
@@ -43,7 +44,7 @@ impl SimulatedVcpu {
             xfd_err: Cell::new(0),
             has_cpuid: Cell::new(true),
             has_xfd: Cell::new(true),
-            refuses_msrs: Cell::new(false),
+            msrs_taken: Cell::new(2),
             fail_at: Cell::new(0),
             log: RefCell::default(),
         }
@@ -96,6 +97,9 @@ impl Vcpu for SimulatedVcpu {
 
     fn write_xcr0(&self, value: u64) -> Result<()> {
         self.ioctl("SET_XCRS")?;
+        if !self.has_cpuid.get() && value != 1 {
+            return Err(Errno::new(EINVAL));
+        }
         self.xcr0.set(Some(value));
         Ok(())
     }
@@ -106,23 +110,17 @@ impl Vcpu for SimulatedVcpu {
         Ok(self.has_xfd.get().then_some(both))
     }
 
-    fn write_msr(&self, _: &mut XsaveBuffer, index: u32, value: u64) -> Result<bool> {
-        let register = match index {
-            MSR_IA32_XFD => &self.xfd,
-            MSR_IA32_XFD_ERR => &self.xfd_err,
-            _ => panic!("MSR {index:#x} is not ours"),
-        };
-        let name = if index == MSR_IA32_XFD {
-            "XFD"
-        } else {
-            "XFD_ERR"
-        };
-        self.ioctl(&std::format!("SET_MSRS {name}"))?;
-        if self.refuses_msrs.get() {
-            return Ok(false);
+    fn write_xfd(&self, _: &mut XsaveBuffer, xfd: u64, xfd_err: Option<u64>) -> Result<usize> {
+        self.ioctl("SET_MSRS")?;
+        let values = [(&self.xfd, Some(xfd)), (&self.xfd_err, xfd_err)];
+        let mut taken = 0;
+        for (register, value) in values.into_iter().take(self.msrs_taken.get()) {
+            if let Some(value) = value {
+                register.set(value);
+                taken += 1;
+            }
         }
-        register.set(value);
-        Ok(true)
+        Ok(taken)
     }
 }
 

@@ -4,7 +4,6 @@ use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vmm_sys_util::errno::Error as Errno;
 
-use super::MSR_IA32_XFD;
 use super::buffer::XsaveBuffer;
 use super::ioctl::Vcpu;
 use crate::feature::XFeatures;
@@ -28,9 +27,9 @@ pub fn write_xfd(
     buffer: &mut XsaveBuffer,
 ) -> Result<XFeatures, WriteXfdError> {
     let released = release(vcpu, xfd, buffer)?;
-    match vcpu.write_msr(buffer, MSR_IA32_XFD, xfd.bits()) {
-        Ok(true) => Ok(released),
-        Ok(false) => Err(WriteXfdError::Refused { xfd }),
+    match vcpu.write_xfd(buffer, xfd.bits(), None) {
+        Ok(1) => Ok(released),
+        Ok(_) => Err(WriteXfdError::Refused { xfd }),
         Err(errno) => Err(WriteXfdError::Msr { xfd, errno }),
     }
 }
@@ -87,4 +86,51 @@ pub enum WriteXfdError {
         #[source]
         errno: Errno,
     },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kvm::simulated::{SimulatedVcpu, amx_area, amx_buffer};
+
+    #[test]
+    fn nothing_is_read_where_nothing_is_disabled() {
+        let vcpu = SimulatedVcpu::new(&amx_area(0x602e7));
+        let released = release(&vcpu, XFeatures::empty(), &mut amx_buffer()).unwrap();
+        assert!(released.is_empty());
+        assert!(vcpu.log.borrow().is_empty());
+    }
+
+    #[test]
+    fn an_unused_component_needs_no_write() {
+        let vcpu = SimulatedVcpu::new(&amx_area(0x202e7));
+        let released = release(&vcpu, XFeatures::XTILEDATA, &mut amx_buffer()).unwrap();
+        assert!(released.is_empty());
+        assert_eq!(*vcpu.log.borrow(), ["GET_XSAVE2"]);
+    }
+
+    #[test]
+    fn a_component_in_use_is_released_and_the_others_are_kept() {
+        let area = amx_area(0x602e7);
+        let vcpu = SimulatedVcpu::new(&area);
+        let released = release(&vcpu, XFeatures::XTILEDATA, &mut amx_buffer()).unwrap();
+        assert_eq!(released, XFeatures::XTILEDATA);
+        assert_eq!(vcpu.xstate_bv(), 0x202e7);
+        assert_eq!(vcpu.area.borrow()[520..2816], area[520..2816]);
+        vcpu.xfd.set(1 << 18);
+        assert!(vcpu.host_lives());
+    }
+
+    #[test]
+    fn each_failing_ioctl_is_named() {
+        let vcpu = SimulatedVcpu::new(&amx_area(0x602e7));
+        vcpu.fail_at.set(1);
+        let mut buffer = amx_buffer();
+        let error = release(&vcpu, XFeatures::XTILEDATA, &mut buffer).unwrap_err();
+        assert!(matches!(error, WriteXfdError::Read(_)), "{error}");
+        vcpu.fail_at.set(2);
+        let error = release(&vcpu, XFeatures::XTILEDATA, &mut buffer).unwrap_err();
+        assert!(matches!(error, WriteXfdError::Release { .. }), "{error}");
+        assert_eq!(vcpu.xstate_bv(), 0x602e7);
+    }
 }
