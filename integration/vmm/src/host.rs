@@ -6,6 +6,8 @@ use std::ffi::CString;
 use std::fs;
 
 use amx_guest::Kind;
+use cpuid_amx::kvm::SetCpuidError;
+use cpuid_amx::{GuestPermission, PermissionError};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 use nix::errno::Errno;
@@ -23,6 +25,8 @@ pub struct Host {
     kvm: Kvm,
     cpuid: CpuId,
     guest_cpuid: CpuId,
+    rewrites_cpuid: bool,
+    permission: Result<GuestPermission, PermissionError>,
     layout: Layout,
     guest_supported: Option<XFeatures>,
     xsave_size: usize,
@@ -55,16 +59,19 @@ impl Host {
     /// As [`probe`](Self::probe).
     pub fn probe_at(path: &str) -> Result<Self, HostError> {
         let failed = |error| HostError::from_open(path, error);
-        let name = CString::new(path)
-            .map_err(|_| failed(errno::Error::new(nix::libc::ENOENT)))?;
+        let name = CString::new(path).map_err(|_| failed(errno::Error::new(nix::libc::ENOENT)))?;
         let kvm = Kvm::new_with_path(name).map_err(failed)?;
         let guest_supported = attribute::xcomp_guest_supp(&kvm);
+        // Before the first vCPU, which locks it, and before KVM_GET_SUPPORTED_CPUID, which KVM
+        // filters by it.
+        let permission = GuestPermission::request();
         let cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(HostError::Cpuid)?;
         let vm = kvm.create_vm().map_err(HostError::Create)?;
         let vcpu = vm.create_vcpu(0).map_err(HostError::Create)?;
-        vcpu.set_cpuid2(&cpuid).map_err(HostError::Create)?;
+        let set = cpuid_amx::kvm::set_cpuid(&vcpu, &cpuid, permission.as_ref().ok())?;
+        let rewrites_cpuid = set.unexpected().next().is_some();
         let guest_cpuid = vcpu
             .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
             .map_err(HostError::Create)?;
@@ -74,6 +81,8 @@ impl Host {
             kvm,
             cpuid,
             guest_cpuid,
+            rewrites_cpuid,
+            permission,
             layout,
             guest_supported,
             xsave_size,
@@ -92,13 +101,20 @@ impl Host {
         &self.cpuid
     }
 
-    /// Whether KVM gives a vCPU other feature bits than it was given. Some kinds of KVM take them from
+    /// Whether KVM gives a vCPU other features than it was given. Some kinds of KVM take them from
     /// the processor.
     #[must_use]
     pub fn rewrites_cpuid(&self) -> bool {
-        let [_, given_ebx, _, given_edx] = find(self.cpuid.as_slice(), 7, 0);
-        let [_, ebx, _, edx] = find(self.guest_cpuid.as_slice(), 7, 0);
-        (given_ebx, given_edx) != (ebx, edx)
+        self.rewrites_cpuid
+    }
+
+    /// The permission to give AMX to guests, or why there is none.
+    ///
+    /// # Errors
+    ///
+    /// On a host without AMX [`PermissionError::NotSupported`].
+    pub fn permission(&self) -> Result<&GuestPermission, PermissionError> {
+        self.permission.as_ref().map_err(|error| *error)
     }
 
     /// Where the components of a vCPU with this CPUID lie.
@@ -144,13 +160,11 @@ impl Host {
     #[must_use]
     pub fn best_kind(&self) -> Option<Kind> {
         let xcr0 = self.layout.user().bits();
-        Kind::ALL
-            .into_iter()
-            .find(|kind| {
-                kind.runs_with(xcr0, |leaf, subleaf| {
-                    find(self.guest_cpuid.as_slice(), leaf, subleaf)
-                })
+        Kind::ALL.into_iter().find(|kind| {
+            kind.runs_with(xcr0, |leaf, subleaf| {
+                find(self.guest_cpuid.as_slice(), leaf, subleaf)
             })
+        })
     }
 }
 
@@ -219,6 +233,9 @@ pub enum HostError {
     /// No VM or no vCPU to ask.
     #[error("a VM to ask for the size of its state: {0}")]
     Create(#[source] errno::Error),
+    /// KVM does not take its own supported CPUID.
+    #[error(transparent)]
+    SetCpuid(#[from] SetCpuidError),
     /// The size of the state cannot be.
     #[error(transparent)]
     XsaveSize(#[from] XsaveSizeError),

@@ -34,7 +34,7 @@ impl Vm {
                 vcpu: index,
                 entries: state.cpuid.len(),
             })?;
-            let vcpu = vm.add_vcpu(index, &cpuid)?;
+            let vcpu = vm.add_vcpu(host, index, &cpuid)?;
             let buffer = match &mut buffer {
                 Some(buffer) => buffer,
                 none => none.insert(XsaveBuffer::new(XsaveSize::query(&vm.fd, &vcpu)?)),

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use amx_guest::machine::{self, Boot, MEMORY_BYTES, Segment};
 use amx_guest::{Kind, Workload, code, workload};
+use cpuid_amx::kvm::SetCpuidError;
 use kvm_bindings::{CpuId, kvm_segment, kvm_userspace_memory_region};
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -65,7 +66,7 @@ impl Vm {
                 .map_err(MemoryError::from)?;
         }
         for index in 0..checked_vcpus(vcpus)? {
-            let vcpu = vm.add_vcpu(index, host.cpuid())?;
+            let vcpu = vm.add_vcpu(host, index, host.cpuid())?;
             set_boot(&vcpu, &machine::boot(index, cpl0))
                 .map_err(|error| VmError::Boot { vcpu: index, error })?;
             vm.vcpus.push(vcpu);
@@ -89,12 +90,18 @@ impl Vm {
     }
 
     /// A vCPU with its CPUID: nothing else may be done to it before.
-    pub(crate) fn add_vcpu(&self, index: u8, cpuid: &CpuId) -> Result<VcpuFd, VmError> {
+    pub(crate) fn add_vcpu(
+        &self,
+        host: &Host,
+        index: u8,
+        cpuid: &CpuId,
+    ) -> Result<VcpuFd, VmError> {
         let vcpu = self
             .fd
             .create_vcpu(u64::from(index))
             .map_err(|error| VmError::Vcpu { vcpu: index, error })?;
-        vcpu.set_cpuid2(cpuid)
+        // What KVM made of it is what GET_CPUID2 gives when the vCPU is captured.
+        let _ = cpuid_amx::kvm::set_cpuid(&vcpu, cpuid, host.permission().ok())
             .map_err(|error| VmError::Cpuid { vcpu: index, error })?;
         Ok(vcpu)
     }
@@ -240,13 +247,13 @@ pub enum VmError {
         /// By the kernel.
         error: errno::Error,
     },
-    /// KVM_SET_CPUID2 failed.
-    #[error("KVM_SET_CPUID2 of vCPU {vcpu}: {error}")]
+    /// A vCPU has not got its CPUID.
+    #[error("the CPUID of vCPU {vcpu}: {error}")]
     Cpuid {
         /// The vCPU.
         vcpu: u8,
-        /// By the kernel.
-        error: errno::Error,
+        /// Why.
+        error: SetCpuidError,
     },
     /// The registers of the first instruction were refused.
     #[error("the first registers of vCPU {vcpu}: {error}")]

@@ -55,21 +55,23 @@ fn a_stopped_guest_goes_on_in_another_vm_again_and_again() {
             let mut vm = Vm::boot(&host, kind, &workloads).expect("the guest boots");
             let console = Console::default();
             let mut moves = 0;
-            while vm
-                .run(&console, Duration::from_millis(4))
-                .expect("it runs")
-                == Ended::Stopped
-            {
+            while vm.run(&console, Duration::from_millis(4)).expect("it runs") == Ended::Stopped {
                 let bytes = vm.capture(&host).expect("it is captured").to_bytes();
                 drop(vm);
                 let snapshot = Snapshot::from_bytes(&bytes).expect("it is read");
                 assert_eq!(snapshot.to_bytes(), bytes, "the same bytes again");
                 vm = Vm::restore(&host, &snapshot).expect("it is restored");
-                assert_eq!(vm.capture(&host).expect("again").vcpus().len(), usize::from(vcpus));
+                assert_eq!(
+                    vm.capture(&host).expect("again").vcpus().len(),
+                    usize::from(vcpus)
+                );
                 moves += 1;
             }
             assert!(moves > 1, "{kind}: {moves} moves");
-            assert_eq!(finish(&mut vm, &workloads), vec![[""; 0]; usize::from(vcpus)]);
+            assert_eq!(
+                finish(&mut vm, &workloads),
+                vec![[""; 0]; usize::from(vcpus)]
+            );
             println!("{kind}, {vcpus} vCPUs: {moves} moves");
         }
     }
@@ -136,7 +138,10 @@ fn each_component_that_is_lost_makes_the_result_wrong() {
             let wrong = run_without(&host, &snapshot, &workloads, |image| {
                 image.without(component.bit())
             });
-            println!("{kind} without {component}: {} wrong registers", wrong.len());
+            println!(
+                "{kind} without {component}: {} wrong registers",
+                wrong.len()
+            );
             assert_ne!(wrong, [""; 0], "{kind} without {component}");
         }
         let wrong = run_without(&host, &snapshot, &workloads, without_mxcsr);

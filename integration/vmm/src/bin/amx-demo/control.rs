@@ -49,7 +49,9 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Vec<Control>> {
     };
     let in_use = match child::run(&plan.kvm, &job)?.outcome {
         Outcome::Saved(sizes) => XFeatures::from_bits_retain(sizes.in_use),
-        Outcome::Finished { .. } => bail!("the control's guest came to its end before it was stopped"),
+        Outcome::Finished { .. } => {
+            bail!("the control's guest came to its end before it was stopped")
+        }
         Outcome::Failed { error } => bail!("the control's guest could not be stopped: {error}"),
     };
     job.from = Some(file);

@@ -121,7 +121,9 @@ fn demo(options: &Options) -> anyhow::Result<u8> {
     let Some(kind) = host.best_kind() else {
         anyhow::bail!("guests of this host cannot even run the SSE payload");
     };
-    let seed = options.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
+    let seed = options
+        .seed
+        .unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let directory = tempfile::Builder::new().prefix("amx-demo-").tempdir()?;
     let plan = fleet::Plan {
         kvm: options.kvm.clone(),

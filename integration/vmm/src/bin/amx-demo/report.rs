@@ -5,8 +5,8 @@ use std::time::Duration;
 use amx_guest::Kind;
 use amx_vmm::Host;
 use amx_vmm::host;
+use cpuid_amx::PermissionError;
 use serde::Serialize;
-use xsave_state::XFeatures;
 
 use crate::control::Control;
 use crate::fleet::{Fleet, Plan};
@@ -51,16 +51,18 @@ impl HostFacts {
             guest_components: host.layout().user().bits(),
             xsave_bytes: host.xsave_size(),
             area_bytes: host.layout().standard_size(),
-            permission: host.permission().to_string(),
+            permission: match host.permission() {
+                Ok(permission) => format!("granted: {}", permission.granted()),
+                Err(PermissionError::NotSupported { .. }) => {
+                    "none needed: this host has no AMX for guests".to_owned()
+                }
+                Err(error) => error.to_string(),
+            },
             rewrites_cpuid: host.rewrites_cpuid(),
             payload: kind.map(Kind::name),
             registers: kind.map(Kind::registers),
             amx: kind == Some(Kind::Tiles),
         }
-    }
-
-    pub(crate) fn components(&self) -> XFeatures {
-        XFeatures::from_bits_retain(self.guest_components)
     }
 }
 
