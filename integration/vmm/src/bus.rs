@@ -24,6 +24,11 @@ pub trait Bus: Sync {
     /// vCPU `vcpu` wrote `data` to a guest physical address without memory.
     fn memory_write(&self, _vcpu: u8, _address: u64, _data: &[u8]) {}
 
+    /// Whether the whole VM is to be stopped; asked after every exit of every vCPU.
+    fn stops(&self, _vcpu: u8) -> bool {
+        false
+    }
+
     /// vCPU `vcpu` reads a guest physical address without memory.
     fn memory_read(&self, _vcpu: u8, _address: u64, data: &mut [u8]) {
         data.fill(0xff);

@@ -9,7 +9,7 @@
 //! | [`host`] | what this host's KVM can do |
 //! | [`vm`] | a VM with its memory and its vCPUs, while they do not run |
 //! | [`memory`] | guest memory, and which of its pages are worth saving |
-//! | [`run`] | lets the vCPUs run until they halt or a time is up |
+//! | [`run`] | lets the vCPUs run until they halt, a device stops them, or a time is up |
 //! | [`kick`] | the signal that takes a vCPU out of the guest |
 //! | [`bus`] | what answers the guest's port and memory accesses |
 //! | [`capture`] | reads all state of a stopped VM |

@@ -1,4 +1,4 @@
-//! Lets the vCPUs run until they halt or a time is up.
+//! Lets the vCPUs run until they halt, a device stops them, or a time is up.
 //!
 //! Each vCPU has a thread while it runs. A vCPU that is stopped has no exit left to complete: an
 //! OUT that the guest has executed is neither seen twice nor lost when its state moves on.
@@ -97,7 +97,8 @@ fn supervise(
             }
             Ok(Event::Ended(ended)) => {
                 left = left.saturating_sub(1);
-                stop_now = ended.is_err();
+                // One that failed, or that a device stopped, stops all.
+                stop_now = !matches!(ended, Ok(Ended::Halted)) && !stopping;
                 result = worse(result, ended);
             }
             Err(RecvTimeoutError::Timeout) => stop_now = true,
@@ -138,6 +139,7 @@ fn run_one(
     // a kick that comes between any two of these steps ends the loop.
     while !stop.load(Ordering::SeqCst) {
         match step(kickable.vcpu(), index, bus)? {
+            Some(Next::Run) if bus.stops(index) => break,
             Some(Next::Run) => {}
             Some(Next::Halt) => {
                 ended = Ended::Halted;

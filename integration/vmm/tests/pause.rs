@@ -5,6 +5,7 @@
 mod support;
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use amx_guest::area::{COUNT_PORT, STRING_PORT};
@@ -26,11 +27,19 @@ struct Told {
 }
 
 #[derive(Default)]
-struct Recorder([Mutex<Told>; VCPUS as usize]);
+struct Recorder {
+    told: [Mutex<Told>; VCPUS as usize],
+    /// Exits of all vCPUs so far.
+    exits: AtomicU64,
+    /// The exit at which it stops the VM; 0 for none.
+    stop_at: AtomicU64,
+}
 
 impl Bus for Recorder {
     fn port_write(&self, vcpu: u8, port: u16, data: &[u8]) -> Result<(), BusError> {
-        let mut told = self.0[usize::from(vcpu)].lock().expect("no panic before");
+        let mut told = self.told[usize::from(vcpu)]
+            .lock()
+            .expect("no panic before");
         match port {
             COUNT_PORT => {
                 let bytes = data.try_into().expect("OUT of four bytes");
@@ -42,18 +51,27 @@ impl Bus for Recorder {
         Ok(())
     }
 
+    fn stops(&self, _vcpu: u8) -> bool {
+        let exit = self.exits.fetch_add(1, Ordering::SeqCst) + 1;
+        exit == self.stop_at.load(Ordering::SeqCst)
+    }
+
     fn memory_write(&self, vcpu: u8, address: u64, data: &[u8]) {
         let first = MMIO_PHYSICAL + 0x1000 - 4;
         assert!((first..first + 8).contains(&address), "{address:#x}");
-        let mut told = self.0[usize::from(vcpu)].lock().expect("no panic before");
+        let mut told = self.told[usize::from(vcpu)]
+            .lock()
+            .expect("no panic before");
         told.stores.extend_from_slice(data);
     }
 }
 
 fn check(recorder: Recorder, counts: u64) {
-    for (vcpu, told) in (0..VCPUS).zip(recorder.0) {
+    for (vcpu, told) in (0..VCPUS).zip(recorder.told) {
         let told = told.into_inner().expect("no panic before");
-        let expected: Vec<u32> = (0..).take(usize::try_from(counts).expect("small")).collect();
+        let expected: Vec<u32> = (0..)
+            .take(usize::try_from(counts).expect("small"))
+            .collect();
         assert_eq!(told.counts, expected, "vCPU {vcpu}");
         let text = counter_string(vcpu).repeat(expected.len());
         assert_eq!(String::from_utf8_lossy(&told.text), text, "vCPU {vcpu}");
@@ -115,4 +133,31 @@ fn a_guest_that_is_stopped_at_once_has_done_nothing_wrong() {
     let ended = vm.run(&recorder, support::LONG).expect("it runs");
     assert_eq!(ended, Ended::Halted);
     check(recorder, 3);
+}
+
+/// Between the two halves of a store, in the middle of a string, everywhere.
+#[test]
+fn moved_at_each_single_exit_every_output_comes_once() {
+    const FEW: u64 = 3;
+    let Some(host) = host() else { return };
+    let mut stops = 0;
+    for exit in 1.. {
+        let recorder = Recorder {
+            stop_at: AtomicU64::new(exit),
+            ..Recorder::default()
+        };
+        let mut vm = Vm::boot_counter(&host, VCPUS, FEW).expect("the guest boots");
+        if vm.run(&recorder, support::LONG).expect("it runs") == Ended::Halted {
+            check(recorder, FEW);
+            break;
+        }
+        let snapshot = vm.capture(&host).expect("it is captured");
+        vm = Vm::restore(&host, &snapshot).expect("it is restored");
+        let ended = vm.run(&recorder, support::LONG).expect("it runs on");
+        assert_eq!(ended, Ended::Halted);
+        check(recorder, FEW);
+        stops += 1;
+    }
+    println!("{stops} places to stop");
+    assert!(stops >= 4 * FEW, "{stops} places to stop");
 }
