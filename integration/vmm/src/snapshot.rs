@@ -6,6 +6,8 @@
 
 pub mod header;
 mod parse;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 use xsave_state::ExtendedState;
