@@ -11,8 +11,9 @@ pub const XCR0: usize = 0x00;
 pub const ROUNDS: usize = 0x08;
 /// u64: the accumulator at the start.
 pub const ACC: usize = 0x10;
-/// u64: turns of the scalar loop in each step of the tile payload.
-pub const SPIN: usize = 0x18;
+/// u64: how many PAUSE instructions a round (or a step of the tile payload) waits, at least 1. Time
+/// goes by with everything in registers, at no cost for the model.
+pub const PAUSES: usize = 0x18;
 /// u64: rows of each tile.
 pub const ROWS: usize = 0x20;
 /// u64: address of the body that runs at CPL3.

@@ -13,7 +13,6 @@ mod counter;
 mod narrow;
 mod stub;
 
-pub(crate) use amx::scalar_step;
 pub use stub::{VECTOR_BYTES, VECTORS_OFFSET};
 
 /// Makes `$name() -> &'static [u8]` from what lies between two symbols of a `global_asm!`.

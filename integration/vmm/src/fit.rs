@@ -3,7 +3,7 @@
 use std::fmt;
 
 use thiserror::Error;
-use xsave_state::{Misfit, XFeatures};
+use xsave_state::{Layout, Misfit, XFeatures};
 
 use crate::host::Host;
 use crate::snapshot::Snapshot;
@@ -15,7 +15,10 @@ impl Snapshot {
     ///
     /// All reasons why it cannot go on here.
     pub fn fit(&self, host: &Host) -> Result<(), Unfit> {
-        let target = host.layout();
+        self.fit_layout(host.layout())
+    }
+
+    fn fit_layout(&self, target: &Layout) -> Result<(), Unfit> {
         let mut reasons = Vec::new();
         for (vcpu, state) in (0..).zip(&self.vcpus) {
             let extended = &state.extended;
@@ -113,5 +116,98 @@ impl fmt::Display for Reason {
             }
             Self::Component { vcpu, misfit } => write!(f, "vCPU {vcpu}: {misfit}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xsave_state::{ComponentId, ExtendedState, Registers};
+
+    use super::*;
+    use crate::snapshot::tests::{cpuid, snapshot};
+
+    /// The layout of the snapshot's own CPUID with other values of 0DH.
+    fn target(changes: &[(u32, [u32; 4])]) -> Layout {
+        let mut entries: Vec<kvm_bindings::kvm_cpuid_entry2> =
+            cpuid().into_iter().map(Into::into).collect();
+        for (subleaf, [eax, ebx, ecx, edx]) in changes {
+            let entry = entries
+                .iter_mut()
+                .find(|entry| entry.function == 0xd && entry.index == *subleaf)
+                .unwrap();
+            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (*eax, *ebx, *ecx, *edx);
+        }
+        crate::host::layout(&entries).unwrap()
+    }
+
+    #[test]
+    fn it_fits_where_it_comes_from() {
+        assert_eq!(snapshot().fit_layout(&target(&[])), Ok(()));
+    }
+
+    #[test]
+    fn a_host_without_amx_is_told_everything_that_it_lacks() {
+        let error = snapshot()
+            .fit_layout(&target(&[(0, [0x2e7, 2696, 2696, 0])]))
+            .unwrap_err();
+        let expected: Vec<Reason> = (0..2)
+            .flat_map(|vcpu| {
+                let missing = |component| Reason::Component {
+                    vcpu,
+                    misfit: Misfit::Missing { component },
+                };
+                [
+                    Reason::Xcr0 {
+                        vcpu,
+                        missing: XFeatures::AMX,
+                    },
+                    missing(ComponentId::XTILECFG),
+                    missing(ComponentId::XTILEDATA),
+                ]
+            })
+            .collect();
+        assert_eq!(error.reasons(), expected);
+        println!("{error}");
+    }
+
+    #[test]
+    fn a_component_that_lies_elsewhere_is_named() {
+        let moved = target(&[(9, [8, 2696, 0, 0])]);
+        let error = snapshot().fit_layout(&moved).unwrap_err();
+        assert!(matches!(
+            error.reasons(),
+            [
+                Reason::Component {
+                    vcpu: 0,
+                    misfit: Misfit::Offset {
+                        component: ComponentId::PKRU,
+                        source_offset: 2688,
+                        target_offset: 2696,
+                    },
+                },
+                Reason::Component { vcpu: 1, .. },
+            ]
+        ));
+    }
+
+    #[test]
+    fn armed_xfd_needs_a_host_that_has_it() {
+        let armed = snapshot().map_extended(|extended| {
+            let image = extended.image().clone().without(XFeatures::XTILEDATA);
+            let registers = Registers {
+                xfd: XFeatures::XTILEDATA,
+                ..extended.registers()
+            };
+            ExtendedState::new(image, registers).unwrap()
+        });
+        assert_eq!(armed.fit_layout(&target(&[])), Ok(()));
+        // XSAVE features without XFD
+        let error = armed
+            .fit_layout(&target(&[(1, [0xf, 0x2a00, 0, 0])]))
+            .unwrap_err();
+        assert!(matches!(
+            error.reasons(),
+            [Reason::Xfd { vcpu: 0, .. }, Reason::Xfd { vcpu: 1, .. }]
+        ));
     }
 }

@@ -19,6 +19,9 @@ use xsave_state::{Layout, LayoutError, XFeatures};
 /// KVM's device file.
 pub const KVM_DEVICE: &str = "/dev/kvm";
 
+/// KVM_GET_API_VERSION, since Linux 2.6.22.
+const KVM_API_VERSION: i32 = 12;
+
 /// /dev/kvm, and what was found out about it. Probing asks for the permission to give AMX to
 /// guests, where the host has AMX: that must come before the first vCPU.
 pub struct Host {
@@ -61,6 +64,13 @@ impl Host {
         let failed = |error| HostError::from_open(path, error);
         let name = CString::new(path).map_err(|_| failed(errno::Error::new(nix::libc::ENOENT)))?;
         let kvm = Kvm::new_with_path(name).map_err(failed)?;
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION {
+            return Err(HostError::NotKvm {
+                path: path.to_owned(),
+                version,
+            });
+        }
         let guest_supported = attribute::xcomp_guest_supp(&kvm);
         // Before the first vCPU, which locks it, and before KVM_GET_SUPPORTED_CPUID, which KVM
         // filters by it.
@@ -217,12 +227,20 @@ pub enum HostError {
         path: String,
     },
     /// It cannot be opened for another reason.
-    #[error("{path} cannot be opened as KVM's device: {error}")]
+    #[error("{path} cannot be opened: {error}")]
     Open {
         /// The device file.
         path: String,
         /// By the kernel.
         error: errno::Error,
+    },
+    /// It is something else.
+    #[error("{path} is not KVM's device: KVM_GET_API_VERSION gives {version}, and KVM 12")]
+    NotKvm {
+        /// The device file.
+        path: String,
+        /// What the ioctl gave.
+        version: i32,
     },
     /// KVM_GET_SUPPORTED_CPUID failed.
     #[error("KVM_GET_SUPPORTED_CPUID: {0}")]

@@ -7,7 +7,7 @@
 pub mod header;
 mod parse;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wire;
 
 use xsave_state::ExtendedState;

@@ -2,95 +2,55 @@
 //!
 //! All tiles have the same number of rows, and four bytes in a row for each of them, so any three
 //! can be multiplied. RSI is the stride, RBX the scratch rows, R10 the offset of the row after the
-//! last; R9 and R11 belong to the scalar loop.
+//! last.
 
-use super::control::{body, convert, load_control, mix_control, store_control};
+use super::control::{body, convert, load_control, mix_control, pause, store_control};
 use crate::area;
 
-/// One turn of the scalar loop.
-pub(crate) fn scalar_step(acc: u64) -> u64 {
-    acc.wrapping_mul(MULTIPLIER).wrapping_add(INCREMENT)
-}
-
-/// Odd, so that no difference is lost.
-const MULTIPLIER: u64 = 0x5851_f42d_4c95_7f2d;
-const INCREMENT: u64 = 0x1405_7b7e;
-
 /// One step: a product into tile `c`, then tile `moved` through memory with its rows turned by one
-/// and the accumulator mixed in, then scalar work to let time pass with everything in registers.
+/// and the accumulator mixed in, then a wait.
+#[rustfmt::skip]
 macro_rules! step {
     ($product:literal, $c:literal, $a:literal, $b:literal, $moved:literal) => {
         concat!(
-            $product,
-            " tmm",
-            $c,
-            ", tmm",
-            $a,
-            ", tmm",
-            $b,
-            "\n",
-            "tilestored [rbx + rsi*1], tmm",
-            $moved,
-            "\n",
-            copy!(0),
-            copy!(8),
-            copy!(16),
-            copy!(24),
-            copy!(32),
-            copy!(40),
-            copy!(48),
-            copy!(56),
+            $product, " tmm", $c, ", tmm", $a, ", tmm", $b, "\n",
+            "tilestored [rbx + rsi*1], tmm", $moved, "\n",
+            copy!(0), copy!(8), copy!(16), copy!(24), copy!(32), copy!(40), copy!(48), copy!(56),
             "xor [rbx + 64], r8\n",
             mix_control!(),
             "mov rax, [rbx + 72]\n",
             "add r8, rax\n",
             convert!(),
-            "mov r11, [rdi + {SPIN}]\n",
-            "3:\n",
-            "imul r8, r9\n",
-            "add r8, {INCREMENT}\n",
-            "dec r11\n",
-            "jnz 3b\n",
-            "tileloadd tmm",
-            $moved,
-            ", [rbx + rsi*1 + 64]\n",
+            pause!(),
+            "tileloadd tmm", $moved, ", [rbx + rsi*1 + 64]\n",
         )
     };
 }
 
 /// Copies eight bytes of the first scratch row behind the last.
+#[rustfmt::skip]
 macro_rules! copy {
     ($at:literal) => {
         concat!(
-            "mov rax, [rbx + ",
-            $at,
-            "]\nmov [rbx + r10 + ",
-            $at,
-            "], rax\n"
+            "mov rax, [rbx + ", $at, "]\nmov [rbx + r10 + ", $at, "], rax\n",
         )
     };
 }
 
 /// Loads or stores one tile.
+#[rustfmt::skip]
 macro_rules! load {
     ($a:literal) => {
         concat!(
-            "tileloadd tmm",
-            $a,
-            ", [rdi + rsi*1 + {IN} + 1024 * ",
-            $a,
-            "]\n"
+            "tileloadd tmm", $a, ", [rdi + rsi*1 + {IN} + 1024 * ", $a, "]\n",
         )
     };
 }
+#[rustfmt::skip]
 macro_rules! store {
     ($a:literal) => {
         concat!(
-            "tilestored [rdi + rsi*1 + {OUT} + 1024 * ",
-            $a,
-            "], tmm",
-            $a,
-            "\n"
+            "tilestored [rdi + rsi*1 + {OUT} + 1024 * ", $a, "], tmm", $a, "\n",
         )
     };
 }
@@ -105,7 +65,6 @@ body!(
         "lea rbx, [rdi + {SCRATCH}]",
         "mov r10, [rdi + {ROWS}]",
         "shl r10, 6",
-        "mov r9, {MULTIPLIER}",
         load!(0), load!(1), load!(2), load!(3), load!(4), load!(5), load!(6), load!(7),
         ".balign 16, 0x90",
         "2:",
@@ -123,11 +82,8 @@ body!(
         "sttilecfg [rdi + {OUT_TILECFG}]",
         store_control!(),
     ],
-    SPIN = area::SPIN,
     ROWS = area::ROWS,
     SCRATCH = area::SCRATCH,
     IN_TILECFG = area::IN_TILECFG,
     OUT_TILECFG = area::OUT_TILECFG,
-    MULTIPLIER = MULTIPLIER,
-    INCREMENT = INCREMENT,
 );

@@ -1,88 +1,63 @@
 //! The AVX-512 body: ZMM0 to ZMM31 and k0 to k7 are all state, none is scratch.
 
-use super::control::{body, convert, load_control, mix_control, store_control};
+use super::control::{body, convert, load_control, mix_control, pause, store_control};
 use crate::area;
 
 /// `zmm[a] = (zmm[a] + zmm[b]) <<< rotation`, by 64-bit lanes.
+#[rustfmt::skip]
 macro_rules! add {
     ($a:literal, $b:literal, $rotation:literal) => {
         concat!(
-            "vpaddq zmm",
-            $a,
-            ", zmm",
-            $a,
-            ", zmm",
-            $b,
-            "\n",
-            "vprolq zmm",
-            $a,
-            ", zmm",
-            $a,
-            ", ",
-            $rotation,
-            "\n",
+            "vpaddq zmm", $a, ", zmm", $a, ", zmm", $b, "\n",
+            "vprolq zmm", $a, ", zmm", $a, ", ", $rotation, "\n",
         )
     };
 }
 
 /// `zmm[a] += zmm[b]` in the bytes that opmask `k` selects.
+#[rustfmt::skip]
 macro_rules! masked {
     ($a:literal, $b:literal, $k:literal) => {
         concat!(
-            "vpaddb zmm",
-            $a,
-            " {{k",
-            $k,
-            "}}, zmm",
-            $a,
-            ", zmm",
-            $b,
-            "\n"
+            "vpaddb zmm", $a, " {{k", $k, "}}, zmm", $a, ", zmm", $b, "\n",
         )
     };
 }
 
 /// `k[a] = ((k[a] <<< rotation) + accumulator) + k[b]`.
+#[rustfmt::skip]
 macro_rules! opmask {
     ($a:literal, $b:literal, $rotation:literal) => {
         concat!(
-            "kmovq rdx, k",
-            $a,
-            "\n",
-            "rol rdx, ",
-            $rotation,
-            "\n",
+            "kmovq rdx, k", $a, "\n",
+            "rol rdx, ", $rotation, "\n",
             "add rdx, r8\n",
-            "kmovq k",
-            $a,
-            ", rdx\n",
-            "kaddq k",
-            $a,
-            ", k",
-            $a,
-            ", k",
-            $b,
-            "\n",
+            "kmovq k", $a, ", rdx\n",
+            "kaddq k", $a, ", k", $a, ", k", $b, "\n",
         )
     };
 }
 
 /// Loads or stores one vector register.
+#[rustfmt::skip]
 macro_rules! load {
     ($a:literal) => {
         concat!("vmovdqu64 zmm", $a, ", [rdi + {IN} + 64 * ", $a, "]\n")
     };
 }
+#[rustfmt::skip]
 macro_rules! store {
     ($a:literal) => {
         concat!("vmovdqu64 [rdi + {OUT} + 64 * ", $a, "], zmm", $a, "\n")
     };
 }
+#[rustfmt::skip]
 macro_rules! load_opmask {
     ($a:literal) => {
         concat!("kmovq k", $a, ", [rdi + {IN_OPMASK} + 8 * ", $a, "]\n")
     };
 }
+#[rustfmt::skip]
 macro_rules! store_opmask {
     ($a:literal) => {
         concat!("kmovq [rdi + {OUT_OPMASK} + 8 * ", $a, "], k", $a, "\n")
@@ -122,6 +97,7 @@ body!(
         masked!(3, 13, 1), masked!(7, 17, 2), masked!(11, 21, 3), masked!(15, 25, 4),
         masked!(19, 29, 5), masked!(23, 1, 6), masked!(27, 5, 7),
         "valignq zmm9, zmm9, zmm9, 3",
+        pause!(),
         "dec rcx",
         "jnz 2b",
         store!(0), store!(1), store!(2), store!(3), store!(4), store!(5), store!(6), store!(7),

@@ -69,6 +69,19 @@ macro_rules! convert {
     };
 }
 
+/// Lets time go by.
+macro_rules! pause {
+    () => {
+        concat!(
+            "mov r11, [rdi + {PAUSES}]\n",
+            "3:\n",
+            "pause\n",
+            "dec r11\n",
+            "jnz 3b\n",
+        )
+    };
+}
+
 /// Stores what [`load_control`] loaded, says that the result is there, and ends the body.
 macro_rules! store_control {
     () => {
@@ -109,6 +122,7 @@ macro_rules! body {
             ACC = const crate::area::ACC,
             ROUNDS = const crate::area::ROUNDS,
             TMP = const crate::area::TMP,
+            PAUSES = const crate::area::PAUSES,
             OUT_ACC = const crate::area::OUT_ACC,
             OUT_MXCSR = const crate::area::OUT_MXCSR,
             OUT_FCW = const crate::area::OUT_FCW,
@@ -122,4 +136,4 @@ macro_rules! body {
     };
 }
 
-pub(super) use {body, convert, load_control, mix_control, store_control};
+pub(super) use {body, convert, load_control, mix_control, pause, store_control};

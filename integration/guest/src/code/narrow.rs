@@ -1,60 +1,42 @@
 //! The bodies for hosts without AVX-512: YMM0 to YMM15, or XMM0 to XMM15.
 
-use super::control::{body, convert, load_control, mix_control, store_control};
+use super::control::{body, convert, load_control, mix_control, pause, store_control};
 use crate::area;
 
 /// `ymm[a] = shuffle(ymm[a] + ymm[b])`.
+#[rustfmt::skip]
 macro_rules! avx2 {
     ($a:literal, $b:literal) => {
         concat!(
-            "vpaddq ymm",
-            $a,
-            ", ymm",
-            $a,
-            ", ymm",
-            $b,
-            "\n",
-            "vpshufb ymm",
-            $a,
-            ", ymm",
-            $a,
-            ", [rdi + {SHUFFLE}]\n",
+            "vpaddq ymm", $a, ", ymm", $a, ", ymm", $b, "\n",
+            "vpshufb ymm", $a, ", ymm", $a, ", [rdi + {SHUFFLE}]\n",
         )
     };
 }
 
 /// `xmm[a] = shuffle(xmm[a] + xmm[b])`.
+#[rustfmt::skip]
 macro_rules! sse {
     ($a:literal, $b:literal) => {
         concat!(
-            "paddq xmm",
-            $a,
-            ", xmm",
-            $b,
-            "\n",
-            "pshufb xmm",
-            $a,
-            ", [rdi + {SHUFFLE}]\n",
+            "paddq xmm", $a, ", xmm", $b, "\n",
+            "pshufb xmm", $a, ", [rdi + {SHUFFLE}]\n",
         )
     };
 }
 
 /// Loads or stores one register with the given instruction.
+#[rustfmt::skip]
 macro_rules! load {
     ($mov:literal, $register:literal, $a:literal) => {
         concat!($mov, " ", $register, $a, ", [rdi + {IN} + 64 * ", $a, "]\n")
     };
 }
+#[rustfmt::skip]
 macro_rules! store {
     ($mov:literal, $register:literal, $a:literal) => {
         concat!(
-            $mov,
-            " [rdi + {OUT} + 64 * ",
-            $a,
-            "], ",
-            $register,
-            $a,
-            "\n"
+            $mov, " [rdi + {OUT} + 64 * ", $a, "], ", $register, $a, "\n",
         )
     };
 }
@@ -84,6 +66,7 @@ body!(
         avx2!(4, 5), avx2!(5, 6), avx2!(6, 7), avx2!(7, 8),
         avx2!(8, 9), avx2!(9, 10), avx2!(10, 11), avx2!(11, 12),
         avx2!(12, 13), avx2!(13, 14), avx2!(14, 15), avx2!(15, 0),
+        pause!(),
         "dec rcx",
         "jnz 2b",
         store!("vmovdqu", "ymm", 0), store!("vmovdqu", "ymm", 1), store!("vmovdqu", "ymm", 2),
@@ -122,6 +105,7 @@ body!(
         sse!(4, 5), sse!(5, 6), sse!(6, 7), sse!(7, 8),
         sse!(8, 9), sse!(9, 10), sse!(10, 11), sse!(11, 12),
         sse!(12, 13), sse!(13, 14), sse!(14, 15), sse!(15, 0),
+        pause!(),
         "dec rcx",
         "jnz 2b",
         store!("movdqu", "xmm", 0), store!("movdqu", "xmm", 1), store!("movdqu", "xmm", 2),

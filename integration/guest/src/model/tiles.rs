@@ -1,7 +1,6 @@
 //! The tile payload: TMM0 to TMM7, in integers.
 
 use super::Control;
-use crate::code::scalar_step;
 
 /// Bytes of a tile's row in memory.
 const ROW_BYTES: usize = 64;
@@ -23,8 +22,6 @@ pub struct Tiles {
     pub tiles: [[[u8; ROW_BYTES]; ROWS]; 8],
     /// Rows of each tile, and 32-bit elements in each row. At least 4, at most 16.
     pub rows: usize,
-    /// Turns of the scalar loop per step.
-    pub spin: u64,
     /// MXCSR, x87 and the accumulator.
     pub control: Control,
 }
@@ -61,9 +58,6 @@ impl Tiles {
         self.control.mix();
         self.control.acc = self.control.acc.wrapping_add(second);
         self.control.convert(second);
-        for _ in 0..self.spin {
-            self.control.acc = scalar_step(self.control.acc);
-        }
     }
 
     /// `c += a * b` with sums of four products of bytes (SDM Vol. 2, TDPBSSD).
@@ -102,7 +96,6 @@ mod tests {
         let tiles = Tiles {
             tiles: [[[0; 64]; 16]; 8],
             rows: 4,
-            spin: 1,
             control: Control::new(0, 0, 0, [0; 8]),
         };
         let mut a = [[0; 64]; 16];

@@ -21,7 +21,7 @@ const FIRST: usize = 4096;
 
 /// The leaves of Sapphire Rapids that say where its components lie: layout.rs of xsave-state tests
 /// them against the processor.
-fn cpuid() -> Vec<CpuidEntry> {
+pub(crate) fn cpuid() -> Vec<CpuidEntry> {
     const LEAVES: [(u32, u32, [u32; 4]); 14] = [
         (0x0, 0, [0x20, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
         (0x7, 0, [2, 0xf1bf_27eb, 0x1841_5f6e, 0xbfc0_4410]),
@@ -72,7 +72,7 @@ fn extended(seed: u8) -> ExtendedState<'static> {
     ExtendedState::new(image, registers).unwrap().into_owned()
 }
 
-fn snapshot() -> Snapshot {
+pub(crate) fn snapshot() -> Snapshot {
     let vcpu = |seed: u8| VcpuState {
         cpuid: cpuid(),
         extended: extended(seed),
@@ -124,7 +124,7 @@ fn seal(bytes: &mut [u8]) {
     bytes[HEADER_CHECKSUM..HEADER_BYTES].copy_from_slice(&header.to_le_bytes());
 }
 
-/// What was accepted must hold every invariant, and say the same again.
+/// What was accepted must hold every invariant.
 fn assert_holds(bytes: &[u8]) {
     let Ok(snapshot) = Snapshot::from_bytes(bytes) else {
         return;
@@ -162,8 +162,6 @@ fn assert_holds(bytes: &[u8]) {
         snapshot.memory.content.len(),
         snapshot.memory.len() * PAGE_BYTES
     );
-    let again = Snapshot::from_bytes(&snapshot.to_bytes()).unwrap();
-    assert_eq!(again, snapshot);
 }
 
 #[test]
@@ -182,13 +180,13 @@ fn every_single_bit_flip_is_refused() {
     for bit in 0..8 * FIRST {
         bytes[bit / 8] ^= 1 << (bit % 8);
         let error = Snapshot::from_bytes(&bytes).unwrap_err();
-        let named = match (bit / 8, &error) {
-            (0..8, SnapshotError::Header(HeaderError::Magic { .. })) => true,
-            (8..12, SnapshotError::Header(HeaderError::Version { .. })) => true,
-            (12..64, SnapshotError::Header(HeaderError::Checksum { .. })) => true,
-            (64.., SnapshotError::Checksum { .. }) => true,
-            _ => false,
-        };
+        let named = matches!(
+            (bit / 8, &error),
+            (0..8, SnapshotError::Header(HeaderError::Magic { .. }))
+                | (8..12, SnapshotError::Header(HeaderError::Version { .. }))
+                | (12..64, SnapshotError::Header(HeaderError::Checksum { .. }))
+                | (64.., SnapshotError::Checksum { .. })
+        );
         assert!(named, "bit {bit}: {error:?}");
         bytes[bit / 8] ^= 1 << (bit % 8);
     }
@@ -252,7 +250,11 @@ fn ten_thousand_random_changes_with_right_checksums_are_refused_or_valid() {
         seal(&mut bytes);
         assert_holds(&bytes);
         match Snapshot::from_bytes(&bytes) {
-            Ok(_) => accepted += 1,
+            Ok(snapshot) => {
+                accepted += 1;
+                let again = Snapshot::from_bytes(&snapshot.to_bytes());
+                assert_eq!(again, Ok(snapshot));
+            }
             Err(_) => refused += 1,
         }
     }

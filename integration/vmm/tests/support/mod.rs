@@ -1,6 +1,10 @@
 //! What the tests share.
 
-#![allow(dead_code, reason = "no test program uses all of it")]
+#![allow(
+    dead_code,
+    clippy::arithmetic_side_effects,
+    reason = "no test program uses all of it; small numbers"
+)]
 
 use std::time::Duration;
 
@@ -46,11 +50,11 @@ pub(crate) fn finish(vm: &mut Vm, workloads: &[Workload]) -> Vec<Vec<String>> {
 
 /// A guest of `kind` stopped in the middle, with its tasks.
 pub(crate) fn stopped(host: &Host, kind: Kind, vcpus: u8, seed: u64) -> (Snapshot, Vec<Workload>) {
-    let workloads = workloads(kind, vcpus, seed, kind.default_rounds() * 4);
+    let workloads = workloads(kind, vcpus, seed, kind.default_rounds());
     let mut vm = Vm::boot(host, kind, &workloads).expect("the guest boots");
     let console = Console::default();
     let ended = vm
-        .run(&console, Duration::from_millis(20))
+        .run(&console, Duration::from_millis(5))
         .expect("the guest runs");
     assert_eq!(ended, Ended::Stopped, "the guest was stopped in the middle");
     (vm.capture(host).expect("it can be captured"), workloads)

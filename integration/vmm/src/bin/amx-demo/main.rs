@@ -107,6 +107,7 @@ fn demo(options: &Options) -> anyhow::Result<u8> {
         Err(
             error @ (HostError::NoKvm { .. }
             | HostError::Permission { .. }
+            | HostError::NotKvm { .. }
             | HostError::Open { .. }),
         ) => {
             screen::error(&error.into());

@@ -7,6 +7,7 @@ use amx_vmm::Host;
 use amx_vmm::host;
 use cpuid_amx::PermissionError;
 use serde::Serialize;
+use xsave_state::XFeatures;
 
 use crate::control::Control;
 use crate::fleet::{Fleet, Plan};
@@ -51,18 +52,27 @@ impl HostFacts {
             guest_components: host.layout().user().bits(),
             xsave_bytes: host.xsave_size(),
             area_bytes: host.layout().standard_size(),
-            permission: match host.permission() {
-                Ok(permission) => format!("granted: {}", permission.granted()),
-                Err(PermissionError::NotSupported { .. }) => {
-                    "none needed: this host has no AMX for guests".to_owned()
-                }
-                Err(error) => error.to_string(),
-            },
+            permission: permission(host),
             rewrites_cpuid: host.rewrites_cpuid(),
             payload: kind.map(Kind::name),
             registers: kind.map(Kind::registers),
             amx: kind == Some(Kind::Tiles),
         }
+    }
+}
+
+/// The permission to give AMX to guests, in words.
+fn permission(host: &Host) -> String {
+    let for_guests = host
+        .guest_supported()
+        .is_some_and(|features| features.contains(XFeatures::XTILEDATA));
+    match host.permission() {
+        Ok(_) if for_guests => "granted: guests may have AMX".to_owned(),
+        Ok(_) => "granted by the kernel, but this KVM has no AMX to give".to_owned(),
+        Err(PermissionError::NotSupported { .. }) => {
+            "none needed: this host has no AMX for guests".to_owned()
+        }
+        Err(error) => error.to_string(),
     }
 }
 

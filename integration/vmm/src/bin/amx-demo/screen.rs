@@ -46,7 +46,7 @@ pub(crate) fn host(facts: &HostFacts) {
         &mut table,
         "guests may have",
         match facts.guest_supported {
-            Some(bits) => format!("{} by XCOMP_GUEST_SUPP", XFeatures::from_bits_retain(bits)),
+            Some(bits) => XFeatures::from_bits_retain(bits).to_string(),
             None => "not said: this kernel has no XCOMP_GUEST_SUPP".to_owned(),
         },
     );
@@ -72,7 +72,7 @@ pub(crate) fn host(facts: &HostFacts) {
         row(
             &mut table,
             "AMX",
-            format!("{} the guests use it: {registers}", good("yes;")),
+            format!("yes, and the guests use it: {registers}"),
         );
     } else {
         row(
