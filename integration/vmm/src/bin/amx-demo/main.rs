@@ -137,6 +137,7 @@ fn demo(options: &Options) -> anyhow::Result<u8> {
     let started = Instant::now();
     let progress = screen::Progress::new(plan.moves, options.json);
     let fleet = fleet::run(&plan, &progress)?;
+    let took = started.elapsed();
     progress.control();
     let control = if fleet.interrupted {
         Vec::new()
@@ -148,7 +149,7 @@ fn demo(options: &Options) -> anyhow::Result<u8> {
         screen::interrupted();
         return Ok(INTERRUPTED);
     }
-    let report = report::Report::new(facts, &plan, fleet, control, started.elapsed());
+    let report = report::Report::new(facts, &plan, fleet, control, took);
     if options.json {
         screen::json(&report)?;
     } else {
