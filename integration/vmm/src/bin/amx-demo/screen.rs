@@ -192,10 +192,12 @@ fn verdict(report: &Report) {
         );
         return;
     }
-    let control = if report.control_detected {
-        "control detected"
-    } else {
+    let control = if !report.control_detected {
         "and the control was NOT detected: the comparison proves nothing"
+    } else if report.moves < report.moves_wanted {
+        "control detected, but moves are missing"
+    } else {
+        "control detected"
     };
     println!(
         "{} {}",
