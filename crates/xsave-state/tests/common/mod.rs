@@ -61,6 +61,11 @@ impl Dump {
         self.0.get(&(leaf, subleaf)).copied().unwrap_or_default()
     }
 
+    /// A leaf, to be changed.
+    pub(crate) fn leaf_mut(&mut self, leaf: u32, subleaf: u32) -> &mut [u32; 4] {
+        self.0.entry((leaf, subleaf)).or_default()
+    }
+
     pub(crate) fn layout(&self) -> Result<Layout, LayoutError> {
         Layout::from_cpuid(|leaf, subleaf| self.get(leaf, subleaf))
     }
@@ -74,7 +79,7 @@ impl Dump {
         value: u32,
     ) -> LayoutError {
         self.layout().expect("sound before the change");
-        self.0.entry((leaf, subleaf)).or_default()[register] = value;
+        self.leaf_mut(leaf, subleaf)[register] = value;
         self.layout().expect_err("refused after the change")
     }
 }
