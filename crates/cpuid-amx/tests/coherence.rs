@@ -12,7 +12,7 @@ use cpuid_amx::{
     Amx, AmxFeatures, Contradiction, CpuidTable, Entry, Table, TmulLimits, Unusable, coherence,
 };
 use xsave_state::tile::PaletteError;
-use xsave_state::{ComponentId, LayoutError, XFeatures};
+use xsave_state::{LayoutError, XFeatures};
 
 const EAX: usize = 0;
 const EBX: usize = 1;
