@@ -13,7 +13,7 @@ mod common;
 
 use common::Dump;
 use xsave_state::tile::PaletteError;
-use xsave_state::{ComponentId, ComponentKind, Layout, LayoutError, XFeatures};
+use xsave_state::{ComponentId, ComponentKind, LayoutError, XFeatures};
 
 const EAX: usize = 0;
 const EBX: usize = 1;
