@@ -543,6 +543,8 @@ mod tests {
                 components: XFeatures::empty()
             })
         );
+        assert!(!changed(0, 0, [0xc, 0, 0, 0]).has_xfd());
+        assert!(!changed(0xd, 1, [0xf, 0x2a00, 0, 0]).has_xfd());
         assert_eq!(
             changed(0, 0, [0x1c, 0, 0, 0]).usable(),
             Err(Unusable::NoPalette { max_leaf: 0x1c })

@@ -70,17 +70,15 @@ impl FromStr for Table {
     /// See [`DumpError`].
     fn from_str(text: &str) -> Result<Self, DumpError> {
         let mut table = Self::new();
-        let mut processors = 0u32;
         for (line, text) in (1..).zip(text.lines().map(str::trim)) {
             if text.is_empty() || text.starts_with('#') {
                 continue;
             }
             if text.starts_with("CPU") {
-                processors = processors.saturating_add(1);
-                if processors > 1 || !table.is_empty() {
-                    break;
+                if table.is_empty() {
+                    continue;
                 }
-                continue;
+                break;
             }
             let entry = entry(text).ok_or_else(|| DumpError::NotALeaf {
                 line,
@@ -176,6 +174,8 @@ mod tests {
     fn only_leaves_with_subleaves_have_them() {
         let table: Table = LEAF.replace("0d 0x12", "01 0x00").parse().unwrap();
         assert_eq!(table.leaf(1, 77)[0], 0x2000);
+        let table: Table = LEAF.replace("0d 0x12", "99 0x05").parse().unwrap();
+        assert_eq!(table.leaf(0x99, 77)[0], 0);
         let table: Table = LEAF.replace("0d 0x12", "07 0x00").parse().unwrap();
         assert_eq!(table.leaf(7, 77)[0], 0);
     }

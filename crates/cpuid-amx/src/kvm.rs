@@ -4,7 +4,9 @@
 
 #[expect(unsafe_code, reason = "a system call that no safe library wraps")]
 pub(crate) mod arch_prctl;
+mod rewrite;
 mod set;
 mod table;
 
-pub use set::{CpuidSet, Rewrite, SetCpuidError, set_cpuid};
+pub use rewrite::Rewrite;
+pub use set::{CpuidSet, SetCpuidError, set_cpuid};

@@ -189,6 +189,7 @@ impl Layout {
             }
         }
         let standard_size = check_places(&components, reported_size)?;
+        check_compacted(&components)?;
 
         // CPUID.0DH.1:EAX.XFD[4]: without it there is no IA32_XFD to disable anything.
         let mut xfd = XFeatures::empty();
@@ -402,17 +403,21 @@ fn component(
     [eax, ebx, ecx, _]: [u32; 4],
     supervisor: bool,
 ) -> Result<Component, LayoutError> {
+    let size = usize::try_from(eax).unwrap_or(usize::MAX);
+    if size == 0 {
+        return Err(LayoutError::NoSize { component: id });
+    }
     if (ecx & 1 != 0) != supervisor {
         return Err(LayoutError::Kind {
             component: id,
             listed_as_supervisor: supervisor,
         });
     }
-    let size = usize::try_from(eax).unwrap_or(usize::MAX);
-    if size == 0 {
-        return Err(LayoutError::NoSize { component: id });
-    }
-    if let Some(expected_bytes) = architectural_size(id).filter(|&expected| expected != size) {
+    // AMD Zen 2, which has no PKRU to enable, lists it with 64 bytes.
+    let zen_2_pkru = id == ComponentId::PKRU && size == 64;
+    if let Some(expected_bytes) = architectural_size(id).filter(|&expected| expected != size)
+        && !zen_2_pkru
+    {
         return Err(LayoutError::Size {
             component: id,
             expected_bytes,
@@ -483,6 +488,18 @@ fn check_places(
         });
     }
     Ok(end)
+}
+
+/// All components together, each at the next multiple of 64 bytes at most, must fit into an area.
+fn check_compacted(components: &[Option<Component>; SLOTS]) -> Result<(), LayoutError> {
+    let extended = components.iter().flatten().skip(2);
+    let total_bytes = extended
+        .map(|component| component.size.saturating_add(63))
+        .fold(EXTENDED_OFFSET, usize::saturating_add);
+    if total_bytes > MAX_AREA_BYTES {
+        return Err(LayoutError::CompactedTooLarge { total_bytes });
+    }
+    Ok(())
 }
 
 /// The palettes of CPUID.1DH, each no larger than component 18.
@@ -588,6 +605,14 @@ pub enum LayoutError {
         component: ComponentId,
         /// Its offset (0 for a supervisor component) plus its size.
         end_bytes: usize,
+    },
+    /// All components together, with their alignment, are more than [`MAX_AREA_BYTES`].
+    #[error(
+        "the components together need up to {total_bytes} bytes; no area has more than {MAX_AREA_BYTES}"
+    )]
+    CompactedTooLarge {
+        /// The compacted format with all components, at most.
+        total_bytes: usize,
     },
     /// Two components share bytes.
     #[error("{second} at offset {second_offset} overlaps {first} at offset {first_offset}")]

@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::{LAYOUTS, area, captured, layout};
+use common::{ARMED, LAYOUTS, LIVE_TILES, area, layout};
 use proptest::prelude::*;
 use xsave_state::header::HeaderError;
 use xsave_state::legacy::LegacyError;
@@ -31,10 +31,9 @@ fn error(change: impl FnOnce(&mut Vec<u8>)) -> ImageError {
 
 #[test]
 fn an_area_with_live_tiles_that_kvm_wrote_in_the_lab() {
-    let area = captured("live-tiles.xsave2");
     let layout = amx();
-    let image = Image::parse(&area, &layout).unwrap();
-    assert_eq!(image.as_bytes(), area);
+    let image = Image::parse(LIVE_TILES, &layout).unwrap();
+    assert_eq!(image.as_bytes(), LIVE_TILES);
     assert_eq!(image.layout(), &layout);
     assert_eq!(image.xstate_bv().bits(), 0x602a2);
     assert_eq!(image.component(ComponentId::X87), None);
@@ -61,8 +60,7 @@ fn an_area_with_live_tiles_that_kvm_wrote_in_the_lab() {
 
 #[test]
 fn an_area_with_initial_tiles_that_kvm_wrote_in_the_lab() {
-    let area = captured("armed.xsave2");
-    let image = Image::parse(&area, &amx()).unwrap();
+    let image = Image::parse(ARMED, &amx()).unwrap();
     assert_eq!(image.xstate_bv().bits(), 0x2a2);
     assert_eq!(image.tile_config(), None);
     assert!(image.tile_data().is_none());
@@ -333,8 +331,8 @@ fn without_releases_components_and_keeps_the_others() {
 #[test]
 fn the_compacted_format_of_live_tiles() {
     let layout = amx();
-    let area = captured("live-tiles.xsave2");
-    let image = Image::parse(&area, &layout).unwrap();
+    let area = LIVE_TILES;
+    let image = Image::parse(area, &layout).unwrap();
     let compacted = image.to_compacted();
     // opmask at 576, Hi16_ZMM at 640, PKRU at 1664; aligned: XTILECFG at 1728, XTILEDATA at 1792
     assert_eq!(compacted.len(), 1792 + 8192);

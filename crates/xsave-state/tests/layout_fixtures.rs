@@ -9,56 +9,11 @@
     clippy::unwrap_used
 )]
 
-use std::collections::BTreeMap;
-use std::path::Path;
+mod common;
 
+use common::Dump;
 use xsave_state::tile::PaletteError;
-use xsave_state::{ComponentId, ComponentKind, Layout, LayoutError, XFeatures};
-
-/// A dump in the format of `cpuid -r`, with `#` for comments. What is not there is zero.
-#[derive(Clone)]
-struct Dump(BTreeMap<(u32, u32), [u32; 4]>);
-
-impl Dump {
-    fn read(name: &str) -> Self {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-            .join("tests/fixtures/cpuid")
-            .join(format!("{name}.txt"));
-        let text = std::fs::read_to_string(&path).unwrap();
-        let mut leaves = BTreeMap::new();
-        for line in text.lines().filter(|line| !line.starts_with('#')) {
-            let numbers: Vec<u32> = line
-                .split([' ', ':', '='])
-                .filter_map(|word| word.strip_prefix("0x"))
-                .map(|digits| u32::from_str_radix(digits, 16).unwrap())
-                .collect();
-            let [leaf, subleaf, eax, ebx, ecx, edx] = numbers[..] else {
-                panic!("{name}: {line:?} is not a leaf");
-            };
-            let before = leaves.insert((leaf, subleaf), [eax, ebx, ecx, edx]);
-            assert_eq!(
-                before, None,
-                "{name}: {leaf:#x}.{subleaf:#x} is there twice"
-            );
-        }
-        Self(leaves)
-    }
-
-    fn get(&self, leaf: u32, subleaf: u32) -> [u32; 4] {
-        self.0.get(&(leaf, subleaf)).copied().unwrap_or_default()
-    }
-
-    fn layout(&self) -> Result<Layout, LayoutError> {
-        Layout::from_cpuid(|leaf, subleaf| self.get(leaf, subleaf))
-    }
-
-    /// The error after register `register` (0 to 3: EAX to EDX) of a leaf has become `value`.
-    fn error(mut self, leaf: u32, subleaf: u32, register: usize, value: u32) -> LayoutError {
-        self.layout().expect("sound before the change");
-        self.0.entry((leaf, subleaf)).or_default()[register] = value;
-        self.layout().expect_err("refused after the change")
-    }
-}
+use xsave_state::{ComponentId, ComponentKind, LayoutError, XFeatures};
 
 const EAX: usize = 0;
 const EBX: usize = 1;
@@ -378,7 +333,7 @@ fn the_palette_of_amx_is_read() {
 #[test]
 fn xfd_needs_its_cpuid_bit() {
     let mut dump = Dump::read("sapphire-rapids");
-    dump.0.get_mut(&(0xd, 1)).unwrap()[EAX] &= !(1 << 4);
+    dump.leaf_mut(0xd, 1)[EAX] &= !(1 << 4);
     let layout = dump.layout().unwrap();
     assert_eq!(layout.xfd(), XFeatures::empty());
     assert!(layout.component(ComponentId::XTILEDATA).unwrap().has_xfd());
@@ -387,13 +342,13 @@ fn xfd_needs_its_cpuid_bit() {
 #[test]
 fn misaligned_sse_counts_only_below_the_highest_extended_leaf() {
     let mut dump = Dump::read("amd-zen4-genoa");
-    dump.0.get_mut(&(0x8000_0000, 0)).unwrap()[EAX] = 0x8000_0000;
+    dump.leaf_mut(0x8000_0000, 0)[EAX] = 0x8000_0000;
     assert_eq!(dump.layout().unwrap().mxcsr_mask(), 0xffff);
 }
 
 #[test]
 fn no_fixture_is_left_out() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cpuid");
+    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cpuid");
     let mut files: Vec<String> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -411,20 +366,37 @@ fn no_fixture_is_left_out() {
 /// A real processor gives 64 bytes to a component that it lists but cannot enable.
 #[test]
 fn zen_2_lists_pkru_with_64_bytes() {
-    assert_eq!(
-        Dump::read("amd-zen2-rome").layout(),
-        Err(LayoutError::Size {
-            component: ComponentId::PKRU,
-            expected_bytes: 8,
-            actual_bytes: 64
-        })
-    );
+    let layout = Dump::read("amd-zen2-rome").layout().unwrap();
+    assert_eq!(layout.component(ComponentId::PKRU).unwrap().size(), 64);
+    assert_eq!(layout.standard_size(), 896);
+    // The 64 bytes are for PKRU alone.
+    assert!(matches!(
+        spr().error(0xd, 5, EAX, 8),
+        LayoutError::Size {
+            expected_bytes: 64,
+            actual_bytes: 8,
+            ..
+        }
+    ));
 }
 
 // Each fault, provoked by one change to what a real processor reports.
 
 fn spr() -> Dump {
     Dump::read("sapphire-rapids")
+}
+
+#[test]
+fn compacted_too_large() {
+    let mut dump = spr();
+    // Two supervisor components, each of which would fit alone.
+    dump.leaf_mut(0xd, 14)[EAX] = 30_000;
+    assert_eq!(
+        dump.error(0xd, 15, EAX, 30_000),
+        LayoutError::CompactedTooLarge {
+            total_bytes: 71_691
+        }
+    );
 }
 
 #[test]

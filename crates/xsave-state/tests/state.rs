@@ -9,7 +9,7 @@
 
 mod common;
 
-use common::{LAYOUTS, area, captured, layout};
+use common::{ARMED, LAYOUTS, LIVE_TILES, area, layout};
 use proptest::prelude::*;
 use xsave_state::xcr0::Xcr0Error;
 use xsave_state::{ExtendedState, Image, Layout, Misfit, Registers, StateError, XFeatures};
@@ -35,9 +35,8 @@ fn amx() -> Layout {
 #[test]
 fn the_two_states_captured_in_the_lab() {
     let layout = amx();
-    for (name, xfd) in [("armed.xsave2", 0x40000), ("live-tiles.xsave2", 0)] {
-        let area = captured(name);
-        let image = Image::parse(&area, &layout).unwrap();
+    for (area, xfd) in [(ARMED, 0x40000), (LIVE_TILES, 0)] {
+        let image = Image::parse(area, &layout).unwrap();
         let state = ExtendedState::new(image.clone(), registers(0x602e7, xfd, 0)).unwrap();
         assert_eq!(state.image(), &image);
         assert_eq!(state.layout(), &layout);

@@ -35,7 +35,7 @@ fn main() {
 
 fn parse(criterion: &mut Criterion) -> Vec<Ratio> {
     let layout = common::layout("sapphire-rapids-emulated-guest");
-    let area = common::captured("live-tiles.xsave2");
+    let area = common::LIVE_TILES.to_vec();
     let registers = Registers {
         xcr0: XFeatures::from_bits_retain(0x602e7),
         xfd: XFeatures::empty(),

@@ -2,7 +2,6 @@
 #![allow(dead_code, reason = "each test binary uses a part")]
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use xsave_state::{Layout, LayoutError};
 
@@ -18,8 +17,18 @@ pub(crate) const LAYOUTS: [&str; 8] = [
     "haswell-client",
 ];
 
-fn fixtures() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
+/// The dumps are compiled in: the tests also run where the sources are not, as in the AMX lab.
+macro_rules! dumps {
+    ($($name:literal)*) => {
+        const DUMPS: &[(&str, &str)] =
+            &[$(($name, include_str!(concat!("../fixtures/cpuid/", $name, ".txt")))),*];
+    };
+}
+dumps! {
+    "alder-lake-client" "amd-zen2-rome" "amd-zen4-genoa" "emerald-rapids-kvm-supported"
+    "emerald-rapids-vm-without-tile-leaves" "granite-rapids" "haswell-client" "ice-lake-server"
+    "sapphire-rapids" "sapphire-rapids-emulated-guest" "sapphire-rapids-guest"
+    "sapphire-rapids-guest-without-amx" "skylake-client"
 }
 
 /// A dump in the format of `cpuid -r`, with `#` for comments. What is not there is zero.
@@ -28,8 +37,7 @@ pub(crate) struct Dump(BTreeMap<(u32, u32), [u32; 4]>);
 
 impl Dump {
     pub(crate) fn read(name: &str) -> Self {
-        let path = fixtures().join("cpuid").join(format!("{name}.txt"));
-        let text = std::fs::read_to_string(&path).unwrap();
+        let (_, text) = DUMPS.iter().find(|(of, _)| *of == name).unwrap();
         let mut leaves = BTreeMap::new();
         for line in text.lines().filter(|line| !line.starts_with('#')) {
             let numbers: Vec<u32> = line
@@ -53,6 +61,11 @@ impl Dump {
         self.0.get(&(leaf, subleaf)).copied().unwrap_or_default()
     }
 
+    /// A leaf, to be changed.
+    pub(crate) fn leaf_mut(&mut self, leaf: u32, subleaf: u32) -> &mut [u32; 4] {
+        self.0.entry((leaf, subleaf)).or_default()
+    }
+
     pub(crate) fn layout(&self) -> Result<Layout, LayoutError> {
         Layout::from_cpuid(|leaf, subleaf| self.get(leaf, subleaf))
     }
@@ -66,7 +79,7 @@ impl Dump {
         value: u32,
     ) -> LayoutError {
         self.layout().expect("sound before the change");
-        self.0.entry((leaf, subleaf)).or_default()[register] = value;
+        self.leaf_mut(leaf, subleaf)[register] = value;
         self.layout().expect_err("refused after the change")
     }
 }
@@ -76,10 +89,10 @@ pub(crate) fn layout(name: &str) -> Layout {
     Dump::read(name).layout().unwrap()
 }
 
-/// A captured area.
-pub(crate) fn captured(name: &str) -> Vec<u8> {
-    std::fs::read(fixtures().join("areas").join(name)).unwrap()
-}
+/// Captured in the lab: XFD armed, the tiles initial. See `fixtures/areas/README.md`.
+pub(crate) const ARMED: &[u8] = include_bytes!("../fixtures/areas/armed.xsave2");
+/// Captured in the lab: live tiles.
+pub(crate) const LIVE_TILES: &[u8] = include_bytes!("../fixtures/areas/live-tiles.xsave2");
 
 /// A valid area of `layout` with all of `xstate_bv` in use: bytes differ from place to place, all
 /// tiles of the first palette are configured at their full size.
@@ -89,6 +102,13 @@ pub(crate) fn area(layout: &Layout, xstate_bv: u64) -> Vec<u8> {
         .collect();
     area[24..28].copy_from_slice(&0x1fa0u32.to_le_bytes());
     area[28..32].copy_from_slice(&layout.mxcsr_mask().to_le_bytes());
+    // Values that the processor gives back as they are: it normalises others when it loads x87.
+    area[..24].fill(0);
+    area[..6].copy_from_slice(&[0x7f, 0x02, 0, 0, 0xff, 0]); // FCW, FSW, FTW
+    area[8..12].copy_from_slice(&0x1234_5678u32.to_le_bytes()); // FIP
+    for st in area[32..160].chunks_exact_mut(16) {
+        st[10..].fill(0); // reserved, and 0 when the processor has been through it
+    }
     area[416..576].fill(0);
     area[512..520].copy_from_slice(&xstate_bv.to_le_bytes());
     let tilecfg = layout.component(xsave_state::ComponentId::XTILECFG);
