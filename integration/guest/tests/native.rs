@@ -133,26 +133,42 @@ fn missing(kind: Kind) -> Option<String> {
     None
 }
 
-#[test]
-fn every_body_computes_what_its_model_says() {
-    for kind in Kind::ALL {
-        if let Some(reason) = missing(kind) {
-            println!("skipped: {kind}: {reason}");
-            continue;
-        }
-        for seed in 0..16 {
-            for rounds in [1, 2, 7, 40] {
-                let workload = Workload::new(kind, seed, rounds);
-                let area = run(&workload);
-                assert_eq!(
-                    workload.check(&area),
-                    [],
-                    "{kind}, seed {seed}, {rounds} rounds"
-                );
-            }
-        }
-        println!("{kind}: right");
+fn computes_what_its_model_says(kind: Kind) {
+    if let Some(reason) = missing(kind) {
+        println!("skipped: {kind}: {reason}");
+        return;
     }
+    for seed in 0..8 {
+        for rounds in [1, 2, 7, 40] {
+            let workload = Workload::new(kind, seed, rounds);
+            let area = run(&workload);
+            assert_eq!(
+                workload.check(&area),
+                [],
+                "{kind}, seed {seed}, {rounds} rounds"
+            );
+        }
+    }
+}
+
+#[test]
+fn tiles_compute_what_their_model_says() {
+    computes_what_its_model_says(Kind::Tiles);
+}
+
+#[test]
+fn avx512_computes_what_its_model_says() {
+    computes_what_its_model_says(Kind::Avx512);
+}
+
+#[test]
+fn avx2_computes_what_its_model_says() {
+    computes_what_its_model_says(Kind::Avx2);
+}
+
+#[test]
+fn sse_computes_what_its_model_says() {
+    computes_what_its_model_says(Kind::Sse);
 }
 
 #[test]
