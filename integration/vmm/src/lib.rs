@@ -17,7 +17,7 @@
 //! | [`registers`] | the registers that KVM has a structure for, as plain data |
 //! | [`snapshot`] | a VM's state as checked data, and its bytes |
 //! | [`fit`] | whether a snapshot can go on here, or every reason why not |
-//! | [`file`] | a file that is there entirely or not at all |
+//! | [`mod@file`] | a file that is there entirely or not at all |
 
 #![cfg_attr(
     test,

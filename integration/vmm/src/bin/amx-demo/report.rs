@@ -1,5 +1,6 @@
 //! What it all comes to, as data: the tables show it, and `--json` prints it.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use amx_guest::Kind;
@@ -19,7 +20,7 @@ pub(crate) struct HostFacts {
     pub(crate) processor: Option<String>,
     pub(crate) kernel: Option<String>,
     /// KVM's capabilities and their values; 0 where missing.
-    pub(crate) capabilities: Vec<(&'static str, i32)>,
+    pub(crate) capabilities: BTreeMap<&'static str, i32>,
     /// KVM_X86_XCOMP_GUEST_SUPP.
     pub(crate) guest_supported: Option<u64>,
     /// Components of a guest's CPUID.
@@ -76,6 +77,14 @@ fn permission(host: &Host) -> String {
     }
 }
 
+/// The times of one step.
+#[derive(Debug, Serialize)]
+pub(crate) struct Step {
+    pub(crate) name: &'static str,
+    #[serde(flatten)]
+    pub(crate) summary: Summary,
+}
+
 /// Everything.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
@@ -96,7 +105,7 @@ pub(crate) struct Report {
     pub(crate) state_bytes: usize,
     pub(crate) in_use: u64,
     pub(crate) pages: usize,
-    pub(crate) steps: Vec<(&'static str, Summary)>,
+    pub(crate) steps: Vec<Step>,
     pub(crate) control: Vec<Control>,
     /// Each thing that was left out was seen.
     pub(crate) control_detected: bool,
@@ -137,14 +146,19 @@ impl Report {
             state_bytes: fleet.sizes.area,
             in_use: fleet.sizes.in_use,
             pages: fleet.sizes.pages,
-            steps: vec![
-                ("capture", steps.capture.summary()),
-                ("write", steps.write.summary()),
-                ("read", steps.read.summary()),
-                ("check", steps.check.summary()),
-                ("restore", steps.restore.summary()),
-                ("together", steps.all.summary()),
-            ],
+            steps: [
+                ("capture", &steps.capture),
+                ("write", &steps.write),
+                ("read", &steps.read),
+                ("check", &steps.check),
+                ("restore", &steps.restore),
+                ("together", &steps.all),
+            ]
+            .map(|(name, series)| Step {
+                name,
+                summary: series.summary(),
+            })
+            .into(),
             troubles: fleet.troubles,
             control,
             control_detected: detected,

@@ -35,7 +35,7 @@ pub(crate) fn host(facts: &HostFacts) {
         let names = facts
             .capabilities
             .iter()
-            .filter(|(_, value)| (*value != 0) == there);
+            .filter(|(_, value)| (**value != 0) == there);
         names.map(|(name, _)| *name).collect::<Vec<_>>().join(", ")
     };
     row(&mut table, "KVM has", names(true));
@@ -141,13 +141,15 @@ pub(crate) fn report(report: &Report) {
 
     title("The time a move takes");
     let mut table = new_table();
-    table.set_header(["step", "", "median", "99 %"].map(|text| Cell::new(style(text).dim())));
-    for (name, summary) in &report.steps {
+    let heading = |text| Cell::new(style(text).dim());
+    let right = |text| heading(text).set_alignment(CellAlignment::Right);
+    table.set_header([heading("step"), heading(""), right("median"), right("99 %")]);
+    for step in &report.steps {
         table.add_row([
-            Cell::new(style(name).cyan()),
-            Cell::new(style(explain(name)).dim()),
-            number(summary.median_ns),
-            number(summary.p99_ns),
+            Cell::new(style(step.name).cyan()),
+            Cell::new(style(explain(step.name)).dim()),
+            number(step.summary.median_ns),
+            number(step.summary.p99_ns),
         ]);
     }
     println!("{table}\n");
