@@ -66,6 +66,16 @@ impl Kind {
         }
     }
 
+    /// The components that hold its state, as a bitmap. MXCSR, which has none of its own, comes on
+    /// top.
+    #[must_use]
+    pub const fn components(self) -> u64 {
+        match self {
+            Self::Tiles => 0x6_0001,
+            _ => self.xcr0(),
+        }
+    }
+
     /// Whether a guest with this XCR0 can run it on a processor with this CPUID.
     pub fn runs_with(self, xcr0: u64, mut cpuid: impl FnMut(u32, u32) -> [u32; 4]) -> bool {
         let [_, leaf7_ebx, _, leaf7_edx] = cpuid(7, 0);
@@ -216,6 +226,14 @@ impl Workload {
     #[must_use]
     pub fn rounds(&self) -> u64 {
         self.rounds
+    }
+
+    /// Whether a vCPU at `rip`, with `rcx`, is between its first and its last round: then everything
+    /// that its result needs is in its registers.
+    #[must_use]
+    pub fn is_midway(&self, rip: u64, rcx: u64) -> bool {
+        let end = machine::body().saturating_add(self.kind.body().len() as u64);
+        (machine::body()..end).contains(&rip) && (1..self.rounds).contains(&rcx)
     }
 
     /// What vCPU `index`'s area holds at the start. The guest enables `xcr0`.

@@ -10,6 +10,7 @@ mod parse;
 pub(crate) mod tests;
 mod wire;
 
+use amx_guest::Workload;
 use xsave_state::ExtendedState;
 
 use crate::memory::Pages;
@@ -49,6 +50,15 @@ impl Snapshot {
     #[must_use]
     pub fn memory(&self) -> &Pages {
         &self.memory
+    }
+
+    /// Whether all vCPUs are between the first and the last round of their `workloads`.
+    #[must_use]
+    pub fn is_midway(&self, workloads: &[Workload]) -> bool {
+        self.vcpus
+            .iter()
+            .zip(workloads)
+            .all(|(vcpu, workload)| workload.is_midway(vcpu.general.rip, vcpu.general.rcx))
     }
 
     /// The same with other extended state on every vCPU: `change` gets each one's. The control of

@@ -53,9 +53,15 @@ pub(crate) fn stopped(host: &Host, kind: Kind, vcpus: u8, seed: u64) -> (Snapsho
     let workloads = workloads(kind, vcpus, seed, kind.default_rounds());
     let mut vm = Vm::boot(host, kind, &workloads).expect("the guest boots");
     let console = Console::default();
-    let ended = vm
-        .run(&console, Duration::from_millis(5))
-        .expect("the guest runs");
-    assert_eq!(ended, Ended::Stopped, "the guest was stopped in the middle");
-    (vm.capture(host).expect("it can be captured"), workloads)
+    // A busy machine may not have let each vCPU get to its first round.
+    loop {
+        let ended = vm
+            .run(&console, Duration::from_millis(5))
+            .expect("the guest runs");
+        assert_eq!(ended, Ended::Stopped, "the guest was stopped in the middle");
+        let snapshot = vm.capture(host).expect("it can be captured");
+        if snapshot.is_midway(&workloads) {
+            return (snapshot, workloads);
+        }
+    }
 }

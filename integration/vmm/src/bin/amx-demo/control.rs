@@ -19,7 +19,7 @@ pub(crate) struct Control {
     pub(crate) harmless: bool,
     /// How many registers were wrong at the end.
     pub(crate) wrong_registers: usize,
-    /// Why it did not come to its end, where it did not.
+    /// The exception that it took instead of coming to its end.
     pub(crate) error: Option<String>,
 }
 
@@ -44,6 +44,7 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Vec<Control>> {
         lose: None,
         stop: Some(Stop {
             after_micros: 3000,
+            midway: true,
             to: file.clone(),
         }),
     };
@@ -52,7 +53,9 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Vec<Control>> {
         Outcome::Finished { .. } => {
             bail!("the control's guest came to its end before it was stopped")
         }
-        Outcome::Failed { error } => bail!("the control's guest could not be stopped: {error}"),
+        Outcome::Faulted { error } | Outcome::Failed { error } => {
+            bail!("the control's guest could not be stopped: {error}")
+        }
     };
     job.from = Some(file);
     job.stop = None;
@@ -61,14 +64,10 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Vec<Control>> {
         ("nothing".to_owned(), None),
         ("all of it".to_owned(), Some(Loss::Everything)),
     ];
-    let used = in_use & XFeatures::from_bits_retain(plan.kind.xcr0());
+    let used = in_use & XFeatures::from_bits_retain(plan.kind.components());
     for component in used.components() {
-        // The tile payload leaves the vector registers alone.
-        if plan.kind != amx_guest::Kind::Tiles || component.number() == 0 || component.number() > 16
-        {
-            let loss = Loss::Component(component.number());
-            cases.push((component.to_string(), Some(loss)));
-        }
+        let loss = Loss::Component(component.number());
+        cases.push((component.to_string(), Some(loss)));
     }
     cases.push(("MXCSR".to_owned(), Some(Loss::Mxcsr)));
 
@@ -80,7 +79,9 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Vec<Control>> {
         job.lose = lose;
         let (wrong_registers, error) = match child::run(&plan.kvm, &job)?.outcome {
             Outcome::Finished { wrong } => (wrong.iter().map(Vec::len).sum(), None),
-            Outcome::Failed { error } => (0, Some(error)),
+            Outcome::Faulted { error } => (0, Some(error)),
+            // That is no sign that the loss was seen.
+            Outcome::Failed { error } => bail!("the control without {lost}: {error}"),
             Outcome::Saved(_) => bail!("the control's guest was stopped twice"),
         };
         controls.push(Control {

@@ -161,6 +161,7 @@ fn chain(plan: &Plan, guest: u64, moves: u64, rng: &mut StdRng, progress: &Progr
         let to = plan.directory.join(format!("guest-{guest}-{leg}.snapshot"));
         job.stop = (leg < moves).then(|| Stop {
             after_micros: rng.random_range(RUN_MICROS),
+            midway: false,
             to: to.clone(),
         });
         let answer = child::run(&plan.kvm, &job);
@@ -190,7 +191,7 @@ fn chain(plan: &Plan, guest: u64, moves: u64, rng: &mut StdRng, progress: &Progr
                 chain.trouble = chain.trouble.or_else(|| trouble(&wrong));
                 break;
             }
-            Outcome::Failed { error } => {
+            Outcome::Faulted { error } | Outcome::Failed { error } => {
                 chain.trouble = Some(error);
                 break;
             }

@@ -26,6 +26,8 @@ pub(crate) struct Job {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Stop {
     pub(crate) after_micros: u64,
+    /// Goes on until all vCPUs are between their first and their last round.
+    pub(crate) midway: bool,
     pub(crate) to: PathBuf,
 }
 
@@ -56,7 +58,9 @@ pub(crate) enum Outcome {
     Saved(Sizes),
     /// The guest came to its end: per vCPU the registers that are wrong.
     Finished { wrong: Vec<Vec<String>> },
-    /// An error, in words.
+    /// The guest took an exception that its payload does not raise on purpose.
+    Faulted { error: String },
+    /// An error of this program or of the host, in words.
     Failed { error: String },
 }
 

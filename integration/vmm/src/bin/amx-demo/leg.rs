@@ -4,7 +4,7 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use amx_guest::{Kind, Workload};
-use amx_vmm::{Console, Ended, Host, Snapshot, Vm, file};
+use amx_vmm::{BusError, Console, Ended, Host, RunError, Snapshot, Vm, file};
 use anyhow::{Context, bail};
 use xsave_state::{ComponentId, ExtendedState, Image};
 
@@ -51,15 +51,28 @@ fn run(kvm: &str, job: &Job, times: &mut Times) -> anyhow::Result<Outcome> {
         Some(stop) => Duration::from_micros(stop.after_micros),
         None => LIMIT,
     };
-    match (vm.run(&console, limit)?, &job.stop) {
-        (Ended::Stopped, Some(stop)) => save(&vm, &host, stop, times),
-        (Ended::Halted, _) => finish(&vm, &workloads),
-        _ => bail!("the guest did not come to its end in {} s", LIMIT.as_secs()),
+    loop {
+        let ended = match vm.run(&console, limit) {
+            Err(RunError::Bus(error @ BusError::GuestFault { .. })) => {
+                let error = error.to_string();
+                return Ok(Outcome::Faulted { error });
+            }
+            ended => ended?,
+        };
+        match (ended, &job.stop) {
+            (Ended::Stopped, Some(stop)) => {
+                let snapshot = timed(&mut times.capture, || vm.capture(&host))?;
+                if !stop.midway || snapshot.is_midway(&workloads) {
+                    return save(&snapshot, stop, times);
+                }
+            }
+            (Ended::Halted, _) => return finish(&vm, &workloads),
+            _ => bail!("the guest did not come to its end in {} s", LIMIT.as_secs()),
+        }
     }
 }
 
-fn save(vm: &Vm, host: &Host, stop: &Stop, times: &mut Times) -> anyhow::Result<Outcome> {
-    let snapshot = timed(&mut times.capture, || vm.capture(host))?;
+fn save(snapshot: &Snapshot, stop: &Stop, times: &mut Times) -> anyhow::Result<Outcome> {
     let bytes = timed(&mut times.write, || {
         let bytes = snapshot.to_bytes();
         file::write(&stop.to, &bytes).map(|()| bytes)
