@@ -32,6 +32,7 @@ fn run() -> io::Result<std::convert::Infallible> {
     machine::mount_all()?;
     machine::load_modules()?;
     machine::loopback_up()?;
+    std::fs::write("/proc/sys/kernel/hostname", "amx-lab")?;
     let channel = channel::Channel::open()?;
     // Where a saved lab resumes: everything from here on is done anew in each run.
     channel.save_point();

@@ -39,7 +39,7 @@ pub enum AptError {
         suite: String,
     },
     /// apt failed.
-    #[error("{suite}: {source}")]
+    #[error("{suite}")]
     Tool {
         /// The suite.
         suite: String,
@@ -47,7 +47,7 @@ pub enum AptError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The file system refused.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}", path = path.display())]
     Io {
         /// What was being used.
         path: PathBuf,
@@ -248,21 +248,20 @@ impl Apt {
         })
     }
 
-    /// How this machine reaches its mirror (proxies and the like). The rest of the machine's configuration stays out: it has hooks.
+    /// How this machine reaches its mirror, and how old its lists may be: a frozen mirror's are older than Debian allows, and whoever
+    /// set the machine up has then said so. The rest of the machine's configuration stays out: it has hooks.
     fn machine_network_settings(&self) -> String {
+        const PREFIXES: [&str; 5] = [
+            "Acquire::http",
+            "Acquire::https",
+            "Acquire::Check-Valid-Until",
+            "Acquire::Max-ValidTime",
+            "Acquire::Check-Date",
+        ];
         let dump = tools::run(Command::new("apt-config").arg("dump")).unwrap_or_default();
-        let of_the_network = |line: &&str| {
-            [
-                "Acquire::http",
-                "Acquire::https",
-                "Acquire::ftp",
-                "Acquire::Retries",
-            ]
-            .iter()
-            .any(|prefix| line.starts_with(prefix))
-        };
+        let wanted = |line: &&str| PREFIXES.iter().any(|prefix| line.starts_with(prefix));
         dump.lines()
-            .filter(of_the_network)
+            .filter(wanted)
             .map(|line| format!("{line}\n"))
             .collect()
     }

@@ -16,17 +16,16 @@ enum Meaning {
 }
 
 fn meaning(line: &str) -> Meaning {
-    const BEGINNINGS: [&str; 6] = [
+    // Every exception that the kernel dies of is counted in its first line: "...: 0000 [#1] ...".
+    const SIGNS: [&str; 4] = [
         "Kernel panic - not syncing",
         "Oops: ",
         "kernel BUG at ",
-        "BUG: unable to handle",
-        "BUG: kernel NULL pointer",
-        "double fault:",
+        " [#1] ",
     ];
     if line.contains("---[ end Kernel panic") {
         Meaning::CrashEnd
-    } else if BEGINNINGS.iter().any(|beginning| line.contains(beginning)) {
+    } else if SIGNS.iter().any(|sign| line.contains(sign)) {
         Meaning::Crash
     } else {
         Meaning::Ordinary
@@ -108,6 +107,12 @@ mod tests {
         };
         assert!(report.starts_with("[ 1.1] Oops") && report.ends_with("]---"));
         assert_eq!(all.len(), 2);
+    }
+
+    #[test]
+    fn older_kernels_do_not_say_oops() {
+        let all = news("[    0.9] unexpected #NM exception: 0000 [#1] PREEMPT SMP NOPTI\n");
+        assert_eq!(all[0], News::CrashBegins);
     }
 
     #[test]

@@ -80,7 +80,7 @@ pub enum EmulatorError {
         path: PathBuf,
     },
     /// The file system refused.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}", path = path.display())]
     Io {
         /// What was being used.
         path: PathBuf,

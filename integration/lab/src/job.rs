@@ -30,7 +30,7 @@ pub enum JobError {
         path: PathBuf,
     },
     /// It is no program that the lab can run.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}", path = path.display())]
     Program {
         /// The program.
         path: PathBuf,
@@ -44,7 +44,7 @@ pub enum JobError {
         path: PathBuf,
     },
     /// A file cannot be read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,

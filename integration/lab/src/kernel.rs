@@ -116,7 +116,7 @@ pub enum KernelError {
         what: String,
     },
     /// The file system refused.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}", path = path.display())]
     Io {
         /// What was being used.
         path: PathBuf,

@@ -67,13 +67,13 @@ pub enum LabError {
         mib: u32,
     },
     /// The emulator could not be started.
-    #[error("the emulator could not be started: {source}")]
+    #[error("the emulator could not be started")]
     Start {
         /// Why.
         source: io::Error,
     },
     /// The session does not answer.
-    #[error("the session does not answer: {source}")]
+    #[error("the session does not answer")]
     Session {
         /// Why.
         source: io::Error,
@@ -106,13 +106,13 @@ pub enum LabError {
         errno: i32,
     },
     /// The program's output could not be passed on.
-    #[error("its output could not be passed on: {source}")]
+    #[error("its output could not be passed on")]
     Output {
         /// Why.
         source: io::Error,
     },
     /// The out folder could not be unpacked.
-    #[error("{path}: the out folder could not be unpacked: {source}", path = path.display())]
+    #[error("{path}: the out folder could not be unpacked", path = path.display())]
     OutFolder {
         /// The folder here.
         path: PathBuf,
@@ -120,7 +120,7 @@ pub enum LabError {
         source: io::Error,
     },
     /// The program could not be sent.
-    #[error("the program and its files could not be sent to the lab: {source}")]
+    #[error("the program and its files could not be sent to the lab")]
     Send {
         /// Why.
         source: io::Error,

@@ -48,7 +48,7 @@ pub enum ManifestError {
         path: PathBuf,
     },
     /// The file system refused.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,

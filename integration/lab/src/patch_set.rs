@@ -72,7 +72,7 @@ pub enum PatchError {
         line: usize,
     },
     /// The file system refused.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{path}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,

@@ -71,10 +71,10 @@ pub enum PrepareError {
     #[error(transparent)]
     Apt(#[from] AptError),
     /// The emulator could not be built.
-    #[error("the emulator could not be built: {0}")]
+    #[error("the emulator could not be built")]
     Emulator(#[from] EmulatorError),
     /// A kernel could not be made ready.
-    #[error("{kernel}: {source}")]
+    #[error("{kernel}")]
     Kernel {
         /// The kernel.
         kernel: Kernel,
@@ -82,13 +82,13 @@ pub enum PrepareError {
         source: KernelError,
     },
     /// The shell could not be unpacked.
-    #[error("the shell could not be unpacked: {source}")]
+    #[error("the shell could not be unpacked")]
     Shell {
         /// Why.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A prepared machine does not boot.
-    #[error("{kernel} does not boot in the lab: {source}")]
+    #[error("{kernel} does not boot in the lab")]
     Boot {
         /// The kernel.
         kernel: Kernel,

@@ -158,7 +158,7 @@ fn serve_one(
     let seen = Arc::clone(&finished);
     let carrier = std::thread::spawn(move || {
         // An error of either side is its end.
-        let _ = io::copy(&mut from_client, &mut to_lab);
+        let _ = carry(&mut from_client, &mut to_lab);
         if !seen.load(Ordering::Acquire) {
             killer.kill();
         }
@@ -205,6 +205,17 @@ fn carry_events(client: &UnixStream, machine: &Machine) -> io::Result<bool> {
                 return Ok(false);
             }
             Some(Event::CrashBegins | Event::SendFailed(_)) | None => {}
+        }
+    }
+}
+
+/// Not `io::copy`: from a socket into a pipe that is splice(2), which keeps what it has until there is more.
+fn carry(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => to.write_all(buffer.get(..count).unwrap_or_default())?,
         }
     }
 }

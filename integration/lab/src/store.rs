@@ -30,7 +30,7 @@ pub enum StoreError {
     )]
     NoPlace,
     /// The file system refused.
-    #[error("{path}: {source}; the lab needs a folder that it can write to (set {DIRECTORY_VARIABLE} to another one)", path = path.display())]
+    #[error("{path}: the lab needs a folder that it can write to (set {DIRECTORY_VARIABLE} to another one)", path = path.display())]
     Io {
         /// What was being used.
         path: PathBuf,

@@ -52,7 +52,7 @@ const NEEDED: [Tool; 9] = [
 /// Why a program did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ToolError {
-    #[error("{program} could not be started: {source}")]
+    #[error("{program} could not be started")]
     Start { program: String, source: io::Error },
     #[error("{program} failed ({status}):\n{output}")]
     Failed {

@@ -114,12 +114,7 @@ pub(crate) struct RunArgs {
     #[arg(long)]
     pub(crate) console: bool,
     /// The program and its arguments
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        required = true,
-        value_name = "PROGRAM"
-    )]
+    #[arg(trailing_var_arg = true, required = true, value_name = "PROGRAM")]
     pub(crate) program: Vec<OsString>,
 }
 
@@ -131,12 +126,7 @@ pub(crate) struct CargoArgs {
     #[arg(long, value_name = "N")]
     pub(crate) labs: Option<usize>,
     /// Cargo's command and its arguments
-    #[arg(
-        trailing_var_arg = true,
-        allow_hyphen_values = true,
-        required = true,
-        value_name = "COMMAND"
-    )]
+    #[arg(trailing_var_arg = true, required = true, value_name = "COMMAND")]
     pub(crate) command: Vec<OsString>,
 }
 
