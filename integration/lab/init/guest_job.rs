@@ -3,11 +3,13 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Component, Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -29,17 +31,16 @@ pub fn serve_one(channel: &Channel) -> io::Result<()> {
     sys::set_clock(job.time.0 as i64, i64::from(job.time.1))
         .map_err(|error| context(error, "clock"))?;
     // A resumed kernel has the random state of every other one that was resumed from the same file.
-    fs::write("/dev/urandom", job.seed)?;
+    let mut urandom = OpenOptions::new().write(true).open("/dev/urandom")?;
+    urandom.write_all(&job.seed)?;
+    sys::reseed(urandom.as_fd()).map_err(|error| context(error, "random"))?;
     let root = CString::new(ROOT)?;
     fs::create_dir_all(ROOT)?;
     sys::mount_fs(c"tmpfs", &root, c"size=90%,mode=755")?;
     machine::mount_below(Path::new(ROOT))?;
     fs::create_dir_all(OUT)?;
     unpack(&mut input, Path::new(ROOT))?;
-    let ending = match start(&job) {
-        Ok(child) => attend(channel, child, job.stdin)?,
-        Err(error) => Ending::NotStarted(error.raw_os_error().unwrap_or(0)),
-    };
+    let ending = attend(channel, &job)?;
     if job.out {
         send_out_folder(channel)?;
     }
@@ -47,7 +48,7 @@ pub fn serve_one(channel: &Channel) -> io::Result<()> {
     channel.send(wire::EXIT, &ending.to_bytes())
 }
 
-fn start(job: &JobHeader) -> io::Result<Child> {
+fn start(job: &JobHeader, stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
     fs::create_dir_all(below_root(&job.directory)?)?;
     let mut args = job.args.iter().map(|arg| OsString::from_vec(arg.clone()));
     let mut command = Command::new(&job.program);
@@ -64,36 +65,38 @@ fn start(job: &JobHeader) -> io::Result<Child> {
         }
     }
     command
-        .stdin(if job.stdin {
-            Stdio::piped()
-        } else {
-            Stdio::null()
-        })
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+        .stdin(if job.stdin { Stdio::piped() } else { Stdio::null() })
+        .stdout(stdout)
+        .stderr(stderr);
     sys::start_in(&mut command, ROOT.to_owned(), job.directory.clone());
+    // The command holds our ends of its streams, and goes here.
     command.spawn()
 }
 
-/// Carries the program's streams until it and all that it started have ended.
-fn attend(channel: &Channel, mut child: Child, stdin: bool) -> io::Result<Ending> {
-    let stdout = child.stdout.take();
-    let stderr = child.stderr.take();
-    let to_child = child.stdin.take();
+/// Runs the program and carries its streams until it and all that it started have ended.
+fn attend(channel: &Channel, job: &JobHeader) -> io::Result<Ending> {
+    let ((stdout, to_stdout), (stderr, to_stderr)) = (io::pipe()?, io::pipe()?);
     let ended = AtomicBool::new(false);
-    let status = std::thread::scope(|scope| {
-        scope.spawn(|| carry_output(channel, wire::STDOUT, stdout));
-        scope.spawn(|| carry_output(channel, wire::STDERR, stderr));
-        if stdin {
+    // Both carriers are in place before the program is: it may be quicker than they are.
+    let ready = Barrier::new(3);
+    std::thread::scope(|scope| {
+        scope.spawn(|| carry_output(channel, wire::STDOUT, stdout, &ready));
+        scope.spawn(|| carry_output(channel, wire::STDERR, stderr, &ready));
+        ready.wait();
+        let mut child = match start(job, to_stdout.into(), to_stderr.into()) {
+            Ok(child) => child,
+            Err(error) => return Ok(Ending::NotStarted(error.raw_os_error().unwrap_or(0))),
+        };
+        let to_child = child.stdin.take();
+        if job.stdin {
             scope.spawn(|| carry_input(channel, to_child, &ended));
         }
         let status = child.wait();
         // What it left running would keep the streams open for ever. The host program is told of the end only after this.
         sys::kill_all_others();
         ended.store(true, Ordering::Release);
-        status
-    })?;
-    Ok(ending(status))
+        status.map(ending)
+    })
 }
 
 fn ending(status: ExitStatus) -> Ending {
@@ -104,8 +107,11 @@ fn ending(status: ExitStatus) -> Ending {
     }
 }
 
-fn carry_output(channel: &Channel, kind: u32, from: Option<impl Read>) {
-    let Some(mut from) = from else { return };
+fn carry_output(channel: &Channel, kind: u32, mut from: impl Read, ready: &Barrier) {
+    // What a program has written is on its way before it goes on: its next step may be the kernel's last. Where the kernel refuses, it
+    // is only later.
+    let _ = sys::go_first();
+    ready.wait();
     let mut buffer = vec![0; 64 << 10];
     loop {
         match from.read(&mut buffer) {

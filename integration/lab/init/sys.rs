@@ -28,6 +28,7 @@ unsafe extern "C" {
     fn waitpid(process: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn clock_settime(clock: c_int, time: *const [i64; 2]) -> c_int;
     fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
+    fn sched_setscheduler(process: c_int, policy: c_int, priority: *const c_int) -> c_int;
 }
 
 fn checked(result: c_int) -> io::Result<()> {
@@ -100,6 +101,21 @@ pub fn interface_up(socket: BorrowedFd<'_>) -> io::Result<()> {
     checked(unsafe { ioctl(socket.as_raw_fd(), SIOCSIFFLAGS, request.as_mut_ptr()) })
 }
 
+/// Makes the kernel use what was written to /dev/urandom from now on; by itself it does so after a minute.
+pub fn reseed(urandom: BorrowedFd<'_>) -> io::Result<()> {
+    const RNDRESEEDCRNG: c_ulong = 0x5207;
+    // SAFETY: this request takes no argument.
+    checked(unsafe { ioctl(urandom.as_raw_fd(), RNDRESEEDCRNG) })
+}
+
+/// Lets this thread go before every ordinary one as soon as it has something to do.
+pub fn go_first() -> io::Result<()> {
+    const THIS_THREAD: c_int = 0;
+    const SCHED_FIFO: c_int = 1;
+    // SAFETY: struct sched_param is one int, which outlives the call.
+    checked(unsafe { sched_setscheduler(THIS_THREAD, SCHED_FIFO, &1) })
+}
+
 /// Makes the program start with `root` as its root directory, in `directory`, as leader of a session of its own.
 pub fn start_in(command: &mut Command, root: String, directory: String) {
     let enter = move || {
@@ -107,7 +123,7 @@ pub fn start_in(command: &mut Command, root: String, directory: String) {
         std::env::set_current_dir(&directory)
     };
     // SAFETY: between fork and exec only chroot and chdir are called, on strings that were made before; a short path is copied to the
-    // stack by the standard library, and this process has no other thread that could hold the allocator's lock while it forks a longer one.
+    // stack by the standard library, and the other threads of this process wait in read and hold no lock of the allocator.
     unsafe { command.pre_exec(enter) };
 }
 

@@ -17,6 +17,9 @@ use crate::store::{Store, key};
 /// A boot that takes longer has failed. It takes 6 s on two cores of 2026 that do nothing else.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
+/// Machines of one kernel and memory size that stay: each version of the lab makes its own, and more than one can be in use.
+const MACHINES_KEPT: usize = 3;
+
 /// Where the parts of a machine are.
 #[derive(Debug, Clone)]
 pub(crate) struct Ready {
@@ -92,6 +95,11 @@ pub(crate) fn find_or_make(
     ]);
     Manifest::create(&work, kernel_manifest.packages, facts)?;
     let folder = store.publish(&lock, &work, &plan.name)?;
+    store.keep_newest(
+        &lock,
+        &format!("machine-{kernel}-{memory_mib}-"),
+        MACHINES_KEPT,
+    )?;
     progress.done();
     Ok(Ready {
         emulator: store.part(&plan.recipe.emulator),

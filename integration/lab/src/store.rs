@@ -159,6 +159,30 @@ impl Store {
         Ok(path)
     }
 
+    /// Removes the oldest parts with this prefix. Running labs keep what they have open.
+    pub(crate) fn keep_newest(
+        &self,
+        _lock: &Lock,
+        prefix: &str,
+        count: usize,
+    ) -> Result<(), StoreError> {
+        let age = |path: &PathBuf| fs::metadata(path).and_then(|about| about.modified()).ok();
+        let mut parts: Vec<_> = self
+            .members()?
+            .into_iter()
+            .filter(|(name, _)| name.starts_with(prefix))
+            .map(|(_, path)| path)
+            .collect();
+        parts.sort_by_key(age);
+        for path in parts.iter().rev().skip(count) {
+            remove(path).map_err(|source| StoreError::Io {
+                path: path.clone(),
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
     /// Names and paths of what is there.
     pub(crate) fn members(&self) -> Result<Vec<(String, PathBuf)>, StoreError> {
         let io = |source| StoreError::Io {
@@ -226,6 +250,29 @@ mod tests {
     fn keys_tell_ingredients_apart() {
         assert_ne!(key([b"ab".as_slice(), b"c"]), key([b"a".as_slice(), b"bc"]));
         assert_eq!(key([b"ab".as_slice()]).len(), 16);
+    }
+
+    #[test]
+    fn the_oldest_parts_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Store::at(folder.path()).unwrap();
+        let lock = store.lock(|| {}).unwrap();
+        for (age, name) in [(30, "m-b"), (20, "m-c"), (10, "m-a"), (90, "other")] {
+            fs::create_dir(store.part(name)).unwrap();
+            let then = std::time::SystemTime::now() - std::time::Duration::from_secs(age);
+            fs::File::open(store.part(name))
+                .unwrap()
+                .set_modified(then)
+                .unwrap();
+        }
+        store.keep_newest(&lock, "m-", 2).unwrap();
+        let names: Vec<_> = store
+            .members()
+            .unwrap()
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert_eq!(names, ["lock", "m-a", "m-c", "other"]);
     }
 
     #[test]
