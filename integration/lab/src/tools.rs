@@ -10,7 +10,7 @@ struct Tool {
     package: &'static str,
 }
 
-const NEEDED: [Tool; 9] = [
+const NEEDED: [Tool; 8] = [
     Tool {
         program: "apt-get",
         package: "apt",
@@ -22,10 +22,6 @@ const NEEDED: [Tool; 9] = [
     Tool {
         program: "xz",
         package: "xz-utils",
-    },
-    Tool {
-        program: "patch",
-        package: "patch",
     },
     Tool {
         program: "gcc",
@@ -149,7 +145,7 @@ mod tests {
     fn what_is_missing_is_named_together() {
         let (programs, command) = missing_in(OsStr::new("/nonexistent")).unwrap();
         assert_eq!(programs.len(), NEEDED.len());
-        assert!(command.starts_with("apt-get install apt dpkg xz-utils patch gcc g++ make"));
+        assert!(command.starts_with("apt-get install apt dpkg xz-utils gcc g++ make"));
     }
 
     #[test]

@@ -98,9 +98,13 @@ pub struct Watch(std::sync::mpsc::Sender<()>);
 
 impl Watch {
     pub fn new(process: u32) -> Self {
+        Self::within(process, LIMIT)
+    }
+
+    pub fn within(process: u32, limit: Duration) -> Self {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || {
-            if receiver.recv_timeout(LIMIT) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+            if receiver.recv_timeout(limit) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
                 signal(process, "KILL");
             }
         });
