@@ -1,1 +1,40 @@
-//! cpuid-amx
+#![cfg_attr(not(test), no_std)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
+#![doc = include_str!("../README.md")]
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`table`] | leaves and sub-leaves, whatever type holds them |
+//! | [`dump`] | the same as text |
+//! | [`amx`] | features, palettes and TMUL limits |
+//! | [`coherence`] | every way in which leaves contradict each other |
+//! | `permission` | proof that the host grants tile data to guests (feature `kvm`) |
+//! | `kvm` | KVM_SET_CPUID2 with errors that say what to do (feature `kvm`) |
+
+extern crate alloc;
+#[cfg(feature = "kvm")]
+extern crate std;
+
+pub mod amx;
+pub mod coherence;
+pub mod dump;
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+pub mod kvm;
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+pub mod permission;
+pub mod table;
+
+pub use amx::{Amx, AmxFeatures, TmulLimits, Unusable};
+pub use coherence::Contradiction;
+#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+pub use permission::{GuestPermission, PermissionError};
+pub use table::{CpuidEntry, CpuidTable, Entry, Table, TableFull};

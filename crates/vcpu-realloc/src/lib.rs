@@ -1,1 +1,17 @@
-//! vcpu-realloc
+#![cfg_attr(not(test), no_std)]
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
+#![doc = include_str!("../README.md")]
+
+pub mod gate;
+#[cfg(feature = "kvm")]
+pub mod kvm;
+
+pub use gate::{Action, Event, Fault, Gate};

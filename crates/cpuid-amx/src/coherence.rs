@@ -1,0 +1,305 @@
+//! Every way in which the leaves of a table can contradict each other.
+//!
+//! A guest believes each leaf on its own: one part of it looks for AMX in leaf 7, another sizes its
+//! buffers by 0DH, a third configures tiles by 1DH. Tables come apart because KVM filters only 0DH
+//! by permission, because VMMs clear bits in leaf 7 and leave the rest, and because hosts which are
+//! guests themselves get such tables from below.
+
+use alloc::vec::Vec;
+
+use xsave_state::{Layout, XFeatures};
+
+use crate::amx::{self, AmxFeatures, LEAF_7, LEAF_TILES, LEAF_TMUL, Leaves, TmulLimits};
+use crate::table::CpuidTable;
+
+mod contradiction;
+mod sizes;
+
+pub use contradiction::Contradiction;
+use sizes::{is_compacted_size, standard_sizes};
+
+const XSAVEC: u32 = 1 << 1;
+const XSAVES: u32 = 1 << 3;
+const XFD: u32 = 1 << 4;
+
+/// Finds every contradiction in a table. None: the table is coherent.
+///
+/// ```
+/// use cpuid_amx::{Contradiction, CpuidTable, Table, coherence};
+///
+/// let mut table: Table = cpuid_amx::dump::EXAMPLE.parse()?;
+/// assert_eq!(coherence::check(&table), []);
+///
+/// // Hide AMX as it is often done: in leaf 7 only.
+/// let [eax, ebx, ecx, edx] = table.leaf(7, 0);
+/// table.set_leaf(7, 0, [eax, ebx, ecx, edx & !(1 << 22 | 1 << 24 | 1 << 25)])?;
+/// for contradiction in coherence::check(&table) {
+///     println!("{contradiction}");
+/// }
+/// assert_eq!(coherence::check(&table).len(), 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[must_use]
+pub fn check(table: &impl CpuidTable) -> Vec<Contradiction> {
+    let mut found = check_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
+    duplicates(table, &mut found);
+    found
+}
+
+/// The same for CPUID that is not a table: `cpuid(leaf, subleaf)` gives `[eax, ebx, ecx, edx]`, and
+/// zeros for what is not there. No input makes it panic.
+///
+/// The CPUID instruction of Intel processors gives the highest basic leaf for what is above it: ask
+/// for zeros there.
+#[must_use]
+pub fn check_cpuid(mut cpuid: impl FnMut(u32, u32) -> [u32; 4]) -> Vec<Contradiction> {
+    let leaves = Leaves::read(&mut cpuid);
+    let mut found = Vec::new();
+    xsave(&leaves, &mut cpuid, &mut found);
+    components(&leaves, &mut found);
+    levels(&leaves, &mut found);
+    tiles(&leaves, &mut cpuid, &mut found);
+    found
+}
+
+/// 0DH itself: places, groups and sizes.
+fn xsave(
+    leaves: &Leaves,
+    cpuid: &mut impl FnMut(u32, u32) -> [u32; 4],
+    found: &mut Vec<Contradiction>,
+) {
+    let user = leaves.user();
+    if !leaves.has_xsave() && user.is_empty() && leaves.in_leaf_7().is_empty() {
+        // A processor without XSAVE needs no 0DH.
+        return;
+    }
+    if !leaves.has_xsave() && !user.is_empty() {
+        found.push(Contradiction::Xsave { user });
+    }
+    for required in [XFeatures::MPX, XFeatures::AVX512 | XFeatures::AVX] {
+        // AVX alone is no part of AVX-512.
+        let present = user & required;
+        if !present.is_empty() && present != required && present != XFeatures::AVX {
+            found.push(Contradiction::Group { present, required });
+        }
+    }
+    let [features, reported_compacted, ..] = leaves.xsave_1;
+    let supervisor = leaves.supervisor();
+    if features & XSAVES == 0 && !supervisor.is_empty() {
+        found.push(Contradiction::SupervisorWithoutXsaves { supervisor });
+    }
+
+    let layout = match Layout::from_cpuid(&mut *cpuid) {
+        Ok(layout) => layout,
+        Err(error) => {
+            found.push(Contradiction::Layout(error));
+            return;
+        }
+    };
+    let [_, enabled, size, _] = leaves.xsave_0;
+    let (enabled, size) = (bytes(enabled), bytes(size));
+    if size != layout.standard_size() {
+        found.push(Contradiction::AreaSize {
+            reported_bytes: size,
+            computed_bytes: layout.standard_size(),
+        });
+    }
+    if !standard_sizes(&layout).any(|possible| possible == enabled) {
+        found.push(Contradiction::EnabledSize {
+            reported_bytes: enabled,
+            all_bytes: layout.standard_size(),
+        });
+    }
+    let all = if features & XSAVES != 0 {
+        user | supervisor
+    } else {
+        user
+    };
+    let compacted = bytes(reported_compacted);
+    let possible = if features & (XSAVEC | XSAVES) == 0 {
+        compacted == 0
+    } else {
+        is_compacted_size(&layout, all, compacted)
+    };
+    if !possible {
+        found.push(Contradiction::CompactedSize {
+            reported_bytes: compacted,
+            all_bytes: if features & (XSAVEC | XSAVES) == 0 {
+                0
+            } else {
+                layout.compacted_size(all)
+            },
+        });
+    }
+}
+
+/// Leaf 7 against the components of 0DH.
+fn components(leaves: &Leaves, found: &mut Vec<Contradiction>) {
+    let features = leaves.in_leaf_7();
+    let user = leaves.user();
+    let has_tile = features.contains(AmxFeatures::TILE);
+    let [xsave_features, ..] = leaves.xsave_1;
+    let xfd = xsave_features & XFD != 0;
+
+    let all_features = features | leaves.enumerated_1e();
+    if !has_tile && !all_features.is_empty() {
+        found.push(Contradiction::FeaturesWithoutTile {
+            features: all_features,
+        });
+    }
+    if !has_tile && user.intersects(XFeatures::AMX) {
+        found.push(Contradiction::ComponentsWithoutTile { user });
+    }
+    if has_tile && !user.contains(XFeatures::XTILEDATA) && xfd {
+        found.push(Contradiction::BeforePermission { features, user });
+    } else if has_tile && !user.intersects(XFeatures::AMX) {
+        found.push(Contradiction::ComponentsMissing { features, user });
+    }
+    match (
+        user.contains(XFeatures::XTILECFG),
+        user.contains(XFeatures::XTILEDATA),
+    ) {
+        (true, false) => found.push(Contradiction::TileDataMissing { user }),
+        (false, true) => found.push(Contradiction::TileConfigMissing { user }),
+        _ => {}
+    }
+    if user.contains(XFeatures::XTILEDATA) {
+        let [_, _, ecx, _] = leaves.tile_data;
+        let component = ecx & 1 << 2 != 0;
+        if !(xfd && component) {
+            found.push(Contradiction::Xfd { xfd, component });
+        }
+    }
+}
+
+/// What is there, but above the highest leaf or sub-leaf that CPUID names.
+fn levels(leaves: &Leaves, found: &mut Vec<Contradiction>) {
+    let max_leaf = leaves.max_leaf;
+    let features = leaves.in_leaf_7() | leaves.enumerated_1e();
+    let needs = [
+        (LEAF_7, !features.is_empty()),
+        (LEAF_TILES, features.contains(AmxFeatures::TILE)),
+        (LEAF_TMUL, features.intersects(AmxFeatures::TMUL)),
+    ];
+    for (leaf, needed) in needs {
+        if needed && leaf > max_leaf {
+            found.push(Contradiction::MaxLeaf {
+                leaf,
+                max_leaf,
+                features,
+            });
+        }
+    }
+    let [max_7, ..] = leaves.leaf_7_0;
+    let [max_1e, ..] = leaves.tmul_0;
+    let subleaves = [
+        (
+            LEAF_7,
+            max_7,
+            AmxFeatures::from_leaf_7([0; 4], leaves.leaf_7_1),
+        ),
+        (LEAF_TMUL, max_1e, AmxFeatures::from_leaf_1e(leaves.tmul_1)),
+    ];
+    for (leaf, max_subleaf, features) in subleaves {
+        if max_subleaf < 1 && !features.is_empty() {
+            found.push(Contradiction::MaxSubleaf {
+                leaf,
+                max_subleaf,
+                features,
+            });
+        }
+    }
+}
+
+/// 1DH and 1EH against leaf 7 and component 18.
+fn tiles(
+    leaves: &Leaves,
+    cpuid: &mut impl FnMut(u32, u32) -> [u32; 4],
+    found: &mut Vec<Contradiction>,
+) {
+    let features = leaves.in_leaf_7() | leaves.enumerated_1e();
+    let has_tile = features.contains(AmxFeatures::TILE);
+    let [max_palette, ..] = leaves.tiles_0;
+    let limits = TmulLimits::from_leaf(leaves.tmul_0);
+
+    if !has_tile {
+        if max_palette != 0 {
+            found.push(Contradiction::PalettesWithoutTile { max_palette });
+        }
+        if let Some(limits) = limits {
+            found.push(Contradiction::TmulWithoutTile { limits });
+        }
+    } else if max_palette == 0 && leaves.max_leaf >= LEAF_TILES {
+        found.push(Contradiction::NoPalette { features });
+    }
+    if limits.is_none() && features.intersects(AmxFeatures::TMUL) && leaves.max_leaf >= LEAF_TMUL {
+        found.push(Contradiction::NoTmul { features });
+    }
+
+    match amx::palettes(&mut *cpuid) {
+        Ok(palettes) => {
+            let palette_bytes = palettes.iter().map(|p| usize::from(p.total_bytes())).max();
+            let [component_bytes, ..] = leaves.tile_data;
+            if let Some(palette_bytes) = palette_bytes
+                && leaves.user().contains(XFeatures::XTILEDATA)
+                // Larger ones are `LayoutError::TileData`.
+                && palette_bytes < bytes(component_bytes)
+            {
+                found.push(Contradiction::PaletteSize {
+                    palette_bytes,
+                    component_bytes: bytes(component_bytes),
+                });
+            }
+            let rows = palettes.iter().map(|p| p.rows()).max();
+            let row_bytes = palettes.iter().map(|p| p.row_bytes()).max();
+            if let (Some(limits), Some(rows), Some(row_bytes)) = (limits, rows, row_bytes)
+                && (u16::from(limits.maxk) > rows || limits.maxn > row_bytes)
+            {
+                found.push(Contradiction::TmulBeyondTiles {
+                    limits,
+                    rows,
+                    row_bytes,
+                });
+            }
+        }
+        Err(error) => {
+            // The layout has said so already where it has looked: with XTILECFG.
+            let said =
+                |c: &Contradiction| matches!(c, Contradiction::Layout(said) if *said == error);
+            if !found.iter().any(said) {
+                found.push(Contradiction::Layout(error));
+            }
+        }
+    }
+
+    if leaves.has_tmul_1() {
+        let leaf_7 = leaves.in_leaf_7() & AmxFeatures::ALIASED;
+        let leaf_1e = leaves.enumerated_1e() & AmxFeatures::ALIASED;
+        if leaf_7 != leaf_1e {
+            found.push(Contradiction::Aliases { leaf_7, leaf_1e });
+        }
+    }
+}
+
+/// Entries that answer for the same sub-leaf with different values: KVM takes the first, a map the
+/// last.
+fn duplicates(table: &impl CpuidTable, found: &mut Vec<Contradiction>) {
+    for (index, entry) in table.entries().enumerate() {
+        let earlier = table
+            .entries()
+            .take(index)
+            .find(|e| e.leaf == entry.leaf && e.subleaf == entry.subleaf);
+        if let Some(first) = earlier.filter(|e| e.value != entry.value) {
+            found.push(Contradiction::Duplicate {
+                leaf: entry.leaf,
+                subleaf: entry.subleaf.unwrap_or(0),
+                first: first.value,
+                second: entry.value,
+            });
+        }
+    }
+}
+
+fn bytes(register: u32) -> usize {
+    usize::try_from(register).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,62 @@
+//! What parsing, checking, capture and restore cost, against a copy of the same bytes and against
+//! the bare ioctls, in the same run. Ends with the ratios: the times themselves are this machine's.
+#![allow(
+    missing_docs,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+#[cfg(feature = "kvm")]
+#[expect(unsafe_code, reason = "the bare ioctls, to compare with")]
+mod live;
+mod ratios;
+
+use std::hint::black_box;
+
+use criterion::Criterion;
+use ratios::Ratio;
+use xsave_state::{ExtendedState, Image, Registers, XFeatures};
+
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    #[cfg_attr(not(feature = "kvm"), expect(unused_mut))]
+    let mut measured = parse(&mut criterion);
+    #[cfg(feature = "kvm")]
+    measured.extend(live::capture_and_restore(&mut criterion));
+    #[cfg(not(feature = "kvm"))]
+    eprintln!("capture and restore are left out: add --features kvm");
+    criterion.final_summary();
+    ratios::print(&measured);
+}
+
+fn parse(criterion: &mut Criterion) -> Vec<Ratio> {
+    let layout = common::layout("sapphire-rapids-emulated-guest");
+    let area = common::LIVE_TILES.to_vec();
+    let registers = Registers {
+        xcr0: XFeatures::from_bits_retain(0x602e7),
+        xfd: XFeatures::empty(),
+        xfd_err: XFeatures::empty(),
+    };
+
+    let mut copy = area.clone();
+    let mut memcpy = || black_box(&mut copy).copy_from_slice(black_box(&area));
+    let parse = || drop(Image::parse(black_box(&area), black_box(&layout)).unwrap());
+    let check = || {
+        let image = Image::parse(black_box(&area), black_box(&layout)).unwrap();
+        drop(ExtendedState::new(image, black_box(registers)).unwrap());
+    };
+
+    let mut group = criterion.benchmark_group("11008 bytes");
+    group.bench_function("memcpy", |bencher| bencher.iter(&mut memcpy));
+    group.bench_function("parse", |bencher| bencher.iter(parse));
+    group.bench_function("parse and all checks", |bencher| bencher.iter(check));
+    group.finish();
+    vec![
+        Ratio::in_turns("parse / memcpy", 100, parse, &mut memcpy),
+        Ratio::in_turns("parse and all checks / memcpy", 100, check, &mut memcpy).at_most(1.0),
+    ]
+}

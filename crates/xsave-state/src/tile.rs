@@ -1,0 +1,596 @@
+//! AMX tile configuration and tile data, components 17 and 18.
+//!
+//! What a valid TILECFG is follows from the palettes of CPUID.1DH and from the operation section of
+//! LDTILECFG (SDM Vol. 2, LDTILECFG; Vol. 1 §18.2).
+
+use core::fmt;
+
+use thiserror::Error;
+
+use crate::bytes;
+
+/// Bytes of component 17, and of the memory operand of LDTILECFG and STTILECFG.
+pub const TILECFG_BYTES: usize = 64;
+/// TILECFG has room for the shapes of this many tiles.
+pub const MAX_TILES: usize = 16;
+
+const RESERVED: core::ops::Range<usize> = 2..16;
+const COLSB: core::ops::Range<usize> = 16..48;
+const ROWS: core::ops::Range<usize> = 48..64;
+
+/// One palette of CPUID.1DH: how many tiles there are, and how large each may be.
+///
+/// Palette 0 is the initial state, with no tiles, and has no description.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Palette {
+    id: u8,
+    total_bytes: u16,
+    tile_bytes: u16,
+    row_bytes: u16,
+    tiles: u16,
+    rows: u16,
+}
+
+impl Palette {
+    /// Reads sub-leaf `id` of CPUID.1DH, given as `[eax, ebx, ecx, edx]`.
+    ///
+    /// # Errors
+    ///
+    /// The numbers contradict each other, or there are more tiles than TILECFG can describe.
+    ///
+    /// ```
+    /// use xsave_state::tile::Palette;
+    ///
+    /// // CPUID.(EAX=1DH,ECX=1) of Sapphire Rapids
+    /// let palette = Palette::from_leaf(1, [0x0400_2000, 0x0008_0040, 0x10, 0])?;
+    /// assert_eq!((palette.tiles(), palette.rows(), palette.row_bytes()), (8, 16, 64));
+    /// # Ok::<(), xsave_state::tile::PaletteError>(())
+    /// ```
+    pub fn from_leaf(id: u8, [eax, ebx, ecx, _]: [u32; 4]) -> Result<Self, PaletteError> {
+        let palette = Self {
+            id,
+            total_bytes: bytes::low_half(eax),
+            tile_bytes: bytes::high_half(eax),
+            row_bytes: bytes::low_half(ebx),
+            tiles: bytes::high_half(ebx),
+            rows: bytes::low_half(ecx),
+        };
+        if palette.tiles == 0 || usize::from(palette.tiles) > MAX_TILES {
+            return Err(PaletteError::Tiles {
+                palette: id,
+                tiles: palette.tiles,
+            });
+        }
+        let tile_bytes = u32::from(palette.row_bytes).saturating_mul(u32::from(palette.rows));
+        if tile_bytes == 0 || tile_bytes != u32::from(palette.tile_bytes) {
+            return Err(PaletteError::TileBytes {
+                palette: id,
+                reported_bytes: palette.tile_bytes,
+                row_bytes: palette.row_bytes,
+                rows: palette.rows,
+            });
+        }
+        let total = tile_bytes.saturating_mul(u32::from(palette.tiles));
+        if total != u32::from(palette.total_bytes) {
+            return Err(PaletteError::TotalBytes {
+                palette: id,
+                reported_bytes: palette.total_bytes,
+                computed_bytes: total,
+            });
+        }
+        Ok(palette)
+    }
+
+    /// Its number: the sub-leaf of CPUID.1DH, and byte 0 of a TILECFG that selects it.
+    #[must_use]
+    pub const fn id(&self) -> u8 {
+        self.id
+    }
+
+    /// Bytes of all tiles together, CPUID.(EAX=1DH,ECX=id):EAX\[15:0\].
+    #[must_use]
+    pub const fn total_bytes(&self) -> u16 {
+        self.total_bytes
+    }
+
+    /// Bytes of one tile, CPUID.(EAX=1DH,ECX=id):EAX\[31:16\].
+    #[must_use]
+    pub const fn tile_bytes(&self) -> u16 {
+        self.tile_bytes
+    }
+
+    /// Bytes of one row, CPUID.(EAX=1DH,ECX=id):EBX\[15:0\].
+    #[must_use]
+    pub const fn row_bytes(&self) -> u16 {
+        self.row_bytes
+    }
+
+    /// Number of tiles (`max_names`), CPUID.(EAX=1DH,ECX=id):EBX\[31:16\]; 1 to 16.
+    #[must_use]
+    pub const fn tiles(&self) -> u16 {
+        self.tiles
+    }
+
+    /// Rows of a tile, CPUID.(EAX=1DH,ECX=id):ECX\[15:0\].
+    #[must_use]
+    pub const fn rows(&self) -> u16 {
+        self.rows
+    }
+}
+
+/// CPUID.1DH describes a palette that cannot exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum PaletteError {
+    /// The number of tiles is 0, or more than TILECFG has room for.
+    #[error("palette {palette} has {tiles} tiles; TILECFG describes 1 to {MAX_TILES}")]
+    Tiles {
+        /// The palette.
+        palette: u8,
+        /// CPUID.(EAX=1DH,ECX=palette):EBX\[31:16\].
+        tiles: u16,
+    },
+    /// Bytes per tile is not bytes per row times rows, or is 0.
+    #[error(
+        "palette {palette} has {reported_bytes} bytes per tile, but {rows} rows of {row_bytes} bytes"
+    )]
+    TileBytes {
+        /// The palette.
+        palette: u8,
+        /// CPUID.(EAX=1DH,ECX=palette):EAX\[31:16\].
+        reported_bytes: u16,
+        /// CPUID.(EAX=1DH,ECX=palette):EBX\[15:0\].
+        row_bytes: u16,
+        /// CPUID.(EAX=1DH,ECX=palette):ECX\[15:0\].
+        rows: u16,
+    },
+    /// The total is not the number of tiles times bytes per tile.
+    #[error(
+        "palette {palette} has {reported_bytes} bytes in all, but its tiles make {computed_bytes}"
+    )]
+    TotalBytes {
+        /// The palette.
+        palette: u8,
+        /// CPUID.(EAX=1DH,ECX=palette):EAX\[15:0\].
+        reported_bytes: u16,
+        /// Tiles times bytes per tile.
+        computed_bytes: u32,
+    },
+}
+
+/// Rows and bytes per row of one tile. Both are 0 for a tile that is not configured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct TileShape {
+    /// Rows, TILECFG.rows.
+    pub rows: u8,
+    /// Bytes of each row, TILECFG.colsb.
+    pub row_bytes: u16,
+}
+
+impl fmt::Display for TileShape {
+    /// `16 x 64`: rows, then bytes of a row.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} x {}", self.rows, self.row_bytes)
+    }
+}
+
+/// A tile configuration that LDTILECFG accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TileConfig {
+    palette: Palette,
+    start_row: u8,
+    shapes: [TileShape; MAX_TILES],
+}
+
+impl TileConfig {
+    /// Checks 64 bytes as LDTILECFG does. `None` is the initial state, palette 0: LDTILECFG does
+    /// not look at the other bytes then.
+    ///
+    /// # Errors
+    ///
+    /// The rule for which LDTILECFG would raise #GP.
+    ///
+    /// ```
+    /// use xsave_state::tile::{Palette, TileConfig, TileConfigError};
+    ///
+    /// let palette = Palette::from_leaf(1, [0x0400_2000, 0x0008_0040, 0x10, 0]).unwrap();
+    /// let mut bytes = [0; 64];
+    /// bytes[0] = 1; // palette
+    /// bytes[16] = 64; // colsb of tile 0
+    /// bytes[48] = 16; // rows of tile 0
+    /// let config = TileConfig::parse(&bytes, &[palette])?.unwrap();
+    /// assert_eq!(config.shapes()[0].to_string(), "16 x 64");
+    ///
+    /// bytes[48] = 17;
+    /// assert!(matches!(
+    ///     TileConfig::parse(&bytes, &[palette]),
+    ///     Err(TileConfigError::Rows { tile: 0, rows: 17, limit: 16 })
+    /// ));
+    /// # Ok::<(), TileConfigError>(())
+    /// ```
+    pub fn parse(
+        bytes: &[u8; TILECFG_BYTES],
+        palettes: &[Palette],
+    ) -> Result<Option<Self>, TileConfigError> {
+        let [palette, start_row, ..] = *bytes;
+        if palette == 0 {
+            return Ok(None);
+        }
+        let Some(palette) = palettes.iter().find(|p| p.id == palette).copied() else {
+            return Err(TileConfigError::Palette {
+                palette,
+                max_palette: palettes.iter().map(|p| p.id).max().unwrap_or(0),
+            });
+        };
+        if let Some(offset) = bytes::first_nonzero(bytes, RESERVED) {
+            return Err(reserved(bytes, offset));
+        }
+
+        let mut shapes = [TileShape::default(); MAX_TILES];
+        let columns = bytes::range(bytes, COLSB).chunks_exact(2);
+        let rows = bytes::range(bytes, ROWS);
+        for (tile, ((shape, colsb), &rows)) in shapes.iter_mut().zip(columns).zip(rows).enumerate()
+        {
+            let row_bytes = bytes::u16_at(colsb, 0);
+            if tile >= usize::from(palette.tiles) {
+                if row_bytes != 0 {
+                    let offset = COLSB.start.saturating_add(tile.saturating_mul(2));
+                    return Err(reserved(bytes, offset));
+                }
+                if rows != 0 {
+                    return Err(reserved(bytes, ROWS.start.saturating_add(tile)));
+                }
+                continue;
+            }
+            if row_bytes > palette.row_bytes {
+                return Err(TileConfigError::RowBytes {
+                    tile,
+                    row_bytes,
+                    limit_bytes: palette.row_bytes,
+                });
+            }
+            if u16::from(rows) > palette.rows {
+                return Err(TileConfigError::Rows {
+                    tile,
+                    rows,
+                    limit: palette.rows,
+                });
+            }
+            if (rows == 0) != (row_bytes == 0) {
+                return Err(TileConfigError::HalfConfigured {
+                    tile,
+                    rows,
+                    row_bytes,
+                });
+            }
+            *shape = TileShape { rows, row_bytes };
+        }
+        Ok(Some(Self {
+            palette,
+            start_row,
+            shapes,
+        }))
+    }
+
+    /// The palette that is selected.
+    #[must_use]
+    pub const fn palette(&self) -> &Palette {
+        &self.palette
+    }
+
+    /// TILECFG.start_row: the row at which an interrupted tile load or store goes on.
+    #[must_use]
+    pub const fn start_row(&self) -> u8 {
+        self.start_row
+    }
+
+    /// The shape of each tile of the palette, by number.
+    #[must_use]
+    pub fn shapes(&self) -> &[TileShape] {
+        bytes::prefix(&self.shapes, usize::from(self.palette.tiles))
+    }
+}
+
+fn reserved(bytes: &[u8], offset: usize) -> TileConfigError {
+    // `colsb` entries are two bytes: name the one that is not zero.
+    let offset = bytes::first_nonzero(bytes, offset..bytes.len()).unwrap_or(offset);
+    TileConfigError::Reserved {
+        offset,
+        value: bytes::u8_at(bytes, offset),
+    }
+}
+
+/// A TILECFG for which LDTILECFG would raise #GP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum TileConfigError {
+    /// The palette is not one that CPUID.1DH describes.
+    #[error("TILECFG selects palette {palette}; the highest there is {max_palette}")]
+    Palette {
+        /// TILECFG.palette_id, byte 0.
+        palette: u8,
+        /// CPUID.(EAX=1DH,ECX=0):EAX; 0 where there are no tiles.
+        max_palette: u8,
+    },
+    /// A reserved byte is not zero.
+    #[error("byte {offset} of TILECFG is reserved and must be 0, but is {value:#04x}")]
+    Reserved {
+        /// Offset in the 64 bytes.
+        offset: usize,
+        /// What is there.
+        value: u8,
+    },
+    /// A row is longer than the palette allows.
+    #[error("tile {tile} has rows of {row_bytes} bytes; the palette allows {limit_bytes}")]
+    RowBytes {
+        /// The tile.
+        tile: usize,
+        /// TILECFG.colsb of the tile.
+        row_bytes: u16,
+        /// What the palette allows.
+        limit_bytes: u16,
+    },
+    /// A tile has more rows than the palette allows.
+    #[error("tile {tile} has {rows} rows; the palette allows {limit}")]
+    Rows {
+        /// The tile.
+        tile: usize,
+        /// TILECFG.rows of the tile.
+        rows: u8,
+        /// What the palette allows.
+        limit: u16,
+    },
+    /// Exactly one of rows and bytes per row is zero.
+    #[error("tile {tile} has {rows} rows of {row_bytes} bytes: both must be 0, or neither")]
+    HalfConfigured {
+        /// The tile.
+        tile: usize,
+        /// TILECFG.rows of the tile.
+        rows: u8,
+        /// TILECFG.colsb of the tile.
+        row_bytes: u16,
+    },
+}
+
+/// The bytes of component 18 as tiles and rows, by the geometry of a palette.
+#[derive(Clone, Copy, Debug)]
+pub struct TileData<'a> {
+    bytes: &'a [u8],
+    palette: Palette,
+}
+
+impl<'a> TileData<'a> {
+    pub(crate) fn new(bytes: &'a [u8], palette: Palette) -> Self {
+        Self { bytes, palette }
+    }
+
+    /// All bytes of component 18.
+    #[must_use]
+    pub const fn bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
+    /// The palette whose geometry is used.
+    #[must_use]
+    pub const fn palette(&self) -> &Palette {
+        &self.palette
+    }
+
+    /// All rows of tile `tile`, each at its full length, configured or not. `None` where the
+    /// palette has no such tile.
+    #[must_use]
+    pub fn tile(&self, tile: usize) -> Option<&'a [u8]> {
+        if tile >= usize::from(self.palette.tiles) {
+            return None;
+        }
+        self.bytes
+            .chunks_exact(usize::from(self.palette.tile_bytes))
+            .nth(tile)
+    }
+
+    /// Row `row` of tile `tile`, at its full length. `None` where there is no such row.
+    #[must_use]
+    pub fn row(&self, tile: usize, row: usize) -> Option<&'a [u8]> {
+        self.tile(tile)?
+            .chunks_exact(usize::from(self.palette.row_bytes))
+            .nth(row)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LEAF: [u32; 4] = [0x0400_2000, 0x0008_0040, 0x10, 0];
+
+    fn palette() -> Palette {
+        Palette::from_leaf(1, LEAF).unwrap()
+    }
+
+    fn full() -> [u8; 64] {
+        let mut bytes = [0; 64];
+        bytes[0] = 1;
+        for tile in 0..8 {
+            bytes[16 + 2 * tile] = 64;
+            bytes[48 + tile] = 16;
+        }
+        bytes
+    }
+
+    fn error(change: impl FnOnce(&mut [u8; 64])) -> TileConfigError {
+        let mut bytes = full();
+        change(&mut bytes);
+        TileConfig::parse(&bytes, &[palette()]).unwrap_err()
+    }
+
+    #[test]
+    fn palette_of_sapphire_rapids() {
+        let palette = palette();
+        assert_eq!(palette.id(), 1);
+        assert_eq!(palette.total_bytes(), 8192);
+        assert_eq!(palette.tile_bytes(), 1024);
+        assert_eq!(palette.row_bytes(), 64);
+        assert_eq!(palette.tiles(), 8);
+        assert_eq!(palette.rows(), 16);
+    }
+
+    #[test]
+    fn palettes_that_cannot_exist_are_named() {
+        assert_eq!(
+            Palette::from_leaf(1, [0x0400_4400, 0x0011_0040, 0x10, 0]),
+            Err(PaletteError::Tiles {
+                palette: 1,
+                tiles: 17
+            })
+        );
+        assert_eq!(
+            Palette::from_leaf(1, [0; 4]),
+            Err(PaletteError::Tiles {
+                palette: 1,
+                tiles: 0
+            })
+        );
+        assert_eq!(
+            Palette::from_leaf(1, [0x0400_2000, 0x0008_0040, 0x11, 0]),
+            Err(PaletteError::TileBytes {
+                palette: 1,
+                reported_bytes: 1024,
+                row_bytes: 64,
+                rows: 17
+            })
+        );
+        assert_eq!(
+            Palette::from_leaf(1, [0x0400_1c00, 0x0008_0040, 0x10, 0]),
+            Err(PaletteError::TotalBytes {
+                palette: 1,
+                reported_bytes: 7168,
+                computed_bytes: 8192
+            })
+        );
+    }
+
+    #[test]
+    fn palette_0_is_initial_whatever_follows() {
+        let mut bytes = [0xff; 64];
+        bytes[0] = 0;
+        assert_eq!(TileConfig::parse(&bytes, &[palette()]), Ok(None));
+        assert_eq!(TileConfig::parse(&[0; 64], &[]), Ok(None));
+    }
+
+    #[test]
+    fn shapes_are_read_by_tile() {
+        let mut bytes = full();
+        bytes[1] = 3;
+        bytes[16 + 2 * 5] = 12;
+        bytes[48 + 5] = 3;
+        bytes[16 + 2 * 7] = 0;
+        bytes[48 + 7] = 0;
+        let config = TileConfig::parse(&bytes, &[palette()]).unwrap().unwrap();
+        assert_eq!(config.start_row(), 3);
+        assert_eq!(config.palette().id(), 1);
+        assert_eq!(config.shapes().len(), 8);
+        assert_eq!(
+            config.shapes()[4],
+            TileShape {
+                rows: 16,
+                row_bytes: 64
+            }
+        );
+        assert_eq!(
+            config.shapes()[5],
+            TileShape {
+                rows: 3,
+                row_bytes: 12
+            }
+        );
+        assert_eq!(config.shapes()[7], TileShape::default());
+    }
+
+    #[test]
+    fn each_fault_of_ldtilecfg_has_its_name() {
+        assert_eq!(
+            error(|b| b[0] = 2),
+            TileConfigError::Palette {
+                palette: 2,
+                max_palette: 1
+            }
+        );
+        for offset in 2..16 {
+            assert_eq!(
+                error(|b| b[offset] = 9),
+                TileConfigError::Reserved { offset, value: 9 }
+            );
+        }
+        // colsb and rows of tiles that the palette does not have
+        for offset in (32..48).chain(56..64) {
+            assert_eq!(
+                error(|b| b[offset] = 1),
+                TileConfigError::Reserved { offset, value: 1 }
+            );
+        }
+        assert_eq!(
+            error(|b| b[16 + 2 * 3] = 65),
+            TileConfigError::RowBytes {
+                tile: 3,
+                row_bytes: 65,
+                limit_bytes: 64
+            }
+        );
+        assert_eq!(
+            error(|b| b[17 + 2 * 3] = 1),
+            TileConfigError::RowBytes {
+                tile: 3,
+                row_bytes: 0x140,
+                limit_bytes: 64
+            }
+        );
+        assert_eq!(
+            error(|b| b[48 + 7] = 17),
+            TileConfigError::Rows {
+                tile: 7,
+                rows: 17,
+                limit: 16
+            }
+        );
+        assert_eq!(
+            error(|b| b[48] = 0),
+            TileConfigError::HalfConfigured {
+                tile: 0,
+                rows: 0,
+                row_bytes: 64
+            }
+        );
+        assert_eq!(
+            error(|b| b[16] = 0),
+            TileConfigError::HalfConfigured {
+                tile: 0,
+                rows: 16,
+                row_bytes: 0
+            }
+        );
+    }
+
+    #[test]
+    fn without_palettes_only_the_initial_state_is_valid() {
+        assert_eq!(
+            TileConfig::parse(&full(), &[]),
+            Err(TileConfigError::Palette {
+                palette: 1,
+                max_palette: 0
+            })
+        );
+    }
+
+    #[test]
+    fn tiles_and_rows_are_slices_of_component_18() {
+        let bytes: Vec<u8> = (0..8192u32).map(|i| (i >> 6) as u8).collect();
+        let data = TileData::new(&bytes, palette());
+        assert_eq!(data.bytes().len(), 8192);
+        assert_eq!(data.tile(0).unwrap().len(), 1024);
+        assert_eq!(data.row(7, 15).unwrap(), [127; 64]);
+        assert_eq!(data.row(3, 2).unwrap(), [50; 64]);
+        assert_eq!(data.tile(8), None);
+        assert_eq!(data.row(0, 16), None);
+        assert_eq!(data.palette().id(), 1);
+    }
+}

@@ -1,0 +1,282 @@
+//! Capture and restore on the /dev/kvm that is here, with AMX where the host has it.
+#![allow(
+    missing_docs,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+mod common;
+#[expect(unsafe_code, reason = "a system call and a VM need it")]
+mod machine;
+
+use common::{area, layout};
+use machine::{Machine, machine};
+use xsave_state::kvm::{
+    self, Cause, RestorePlan, Step, VcpuAfter, WriteXfdError, XsaveBuffer, XsaveSize,
+};
+use xsave_state::{ExtendedState, Image, Layout, Registers, XFeatures};
+
+/// The components that this vCPU can have, all in use, at their places.
+fn full_state(layout: &Layout, xfd: XFeatures) -> ExtendedState<'static> {
+    let in_use = layout.user() - xfd;
+    let mut area = area(layout, in_use.bits());
+    if let Some(pkru) = layout.component(xsave_state::ComponentId::PKRU) {
+        // KVM keeps PKRU as a number of its own: the upper half of the component is not the guest's.
+        area[pkru.offset().unwrap() + 4..][..4].fill(0);
+    }
+    let registers = Registers {
+        xcr0: layout.user(),
+        xfd,
+        xfd_err: xfd,
+    };
+    let image = Image::parse(&area, layout).unwrap().into_owned();
+    ExtendedState::new(image, registers).unwrap()
+}
+
+/// Tells where two states differ, not only that they do.
+#[track_caller]
+fn assert_same(captured: &ExtendedState<'_>, expected: &ExtendedState<'_>) {
+    let bytes = captured.image().as_bytes().iter();
+    let differing: Vec<String> = bytes
+        .zip(expected.image().as_bytes())
+        .enumerate()
+        .filter(|(_, (captured, expected))| captured != expected)
+        .map(|(offset, (captured, expected))| format!("{offset}: {captured:#04x} {expected:#04x}"))
+        .take(40)
+        .collect();
+    assert_eq!(captured, expected, "bytes that differ: {differing:?}");
+}
+
+#[test]
+fn kvm_copies_no_more_than_the_size_that_was_proven() {
+    let Some(machine) = machine() else { return };
+    let size = XsaveSize::query(&machine.vm, &machine.vcpu).unwrap();
+    let written = machine.bytes_written_by_get_xsave2();
+    assert!(written <= size.bytes(), "{written} > {}", size.bytes());
+    assert!(machine.layout.standard_size() <= size.bytes());
+}
+
+#[test]
+fn a_new_vcpu_is_in_the_reset_state() {
+    let Some(mut machine) = machine() else { return };
+    let capture = machine.capture();
+    assert!(
+        capture.over_reported.is_empty(),
+        "{}",
+        capture.over_reported
+    );
+    assert_eq!(capture.state.registers(), Registers::RESET);
+    assert!(!capture.state.image().xstate_bv().intersects(XFeatures::AMX));
+}
+
+#[test]
+fn every_component_arrives_in_another_vm() {
+    let (Some(mut first), Some(mut second)) = (machine(), machine()) else {
+        return;
+    };
+    let state = full_state(&first.layout, XFeatures::empty());
+    first.restore(&state).unwrap();
+    let captured = first.capture().state.into_owned();
+    assert_same(&captured, &state);
+
+    second.restore(&captured).unwrap();
+    second.run_to_halt();
+    assert_same(&second.capture().state, &state);
+}
+
+#[test]
+fn a_restore_replaces_everything() {
+    let Some(mut machine) = machine() else { return };
+    let full = full_state(&machine.layout, XFeatures::empty());
+    machine.restore(&full).unwrap();
+    let reset = ExtendedState::reset(&machine.layout);
+    machine.restore(&reset).unwrap();
+    let captured = machine.capture().state.into_owned();
+    assert_eq!(captured.registers(), Registers::RESET);
+    // KVM may call x87, SSE and PKRU in use; with the values of the initial state.
+    let rest = XFeatures::LEGACY | XFeatures::PKRU;
+    assert!(rest.contains(captured.image().xstate_bv()));
+    assert_eq!(captured.image().mxcsr(), 0x1f80);
+}
+
+#[test]
+fn a_vcpu_without_cpuid_is_refused() {
+    let Some(mut machine) = machine() else { return };
+    let state = full_state(&machine.layout, XFeatures::empty());
+    let bare = machine.vm.create_vcpu(1).unwrap();
+    let error = kvm::restore(&bare, &state, &mut machine.buffer).unwrap_err();
+    assert_eq!(error.step, Step::SetXcr0(state.registers().xcr0));
+    assert_eq!(error.cause, Cause::NoCpuid);
+
+    // KVM takes the XCR0 of the reset state without a CPUID.
+    let reset = ExtendedState::reset(&machine.layout);
+    let error = kvm::restore(&bare, &reset, &mut machine.buffer).unwrap_err();
+    assert_eq!(error.step, Step::RequireCpuid);
+    assert_eq!(error.cause, Cause::NoCpuid);
+    assert_eq!(error.vcpu, VcpuAfter::Unchanged);
+}
+
+#[test]
+fn an_xcr0_that_the_cpuid_lacks_is_refused_by_kvm_at_its_step() {
+    let Some(mut machine) = machine() else { return };
+    // MPX and APX are on no host at once, so one of the two is missing.
+    let skylake = layout("skylake-client");
+    let missing = skylake.user() - machine.layout.user();
+    if missing.is_empty() {
+        println!("skipped: this host has all that Skylake has, so nothing is missing");
+        return;
+    }
+    let state = ExtendedState::new(
+        Image::initial(&skylake),
+        Registers {
+            xcr0: skylake.user(),
+            ..Registers::RESET
+        },
+    )
+    .unwrap();
+    let error = machine.restore(&state).unwrap_err();
+    assert_eq!(error.step, Step::SetXcr0(skylake.user()));
+    assert_eq!(error.vcpu, VcpuAfter::Unchanged);
+    assert_eq!(machine.capture().state.registers(), Registers::RESET);
+}
+
+#[test]
+fn a_component_that_the_host_lacks_is_refused_by_kvm_at_its_step() {
+    let Some(mut machine) = machine() else { return };
+    let skylake = layout("skylake-client");
+    if machine.layout.user().contains(XFeatures::MPX) {
+        println!("skipped: this host has MPX");
+        return;
+    }
+    let area = area(&skylake, 0x1b);
+    let state = ExtendedState::new(
+        Image::parse(&area, &skylake).unwrap(),
+        Registers {
+            xcr0: XFeatures::LEGACY,
+            ..Registers::RESET
+        },
+    )
+    .unwrap();
+    let error = machine.restore(&state).unwrap_err();
+    assert_eq!(error.step, Step::SetXsave(state.image().xstate_bv()));
+    assert_eq!(error.vcpu, VcpuAfter::Discard);
+    assert!(error.to_string().contains("must be discarded"), "{error}");
+}
+
+#[test]
+fn the_executed_plan_is_the_printed_plan() {
+    let Some(mut machine) = machine() else { return };
+    let state = full_state(&machine.layout, XFeatures::empty());
+    let plan = RestorePlan::new(&state);
+    for step in plan.steps() {
+        println!("{step}: {}", step.reason());
+    }
+    plan.execute(&machine.vcpu, &mut machine.buffer).unwrap();
+    assert_eq!(machine.capture().state, state);
+}
+
+#[test]
+fn a_host_without_xfd_refuses_to_arm_it() {
+    let Some(mut machine) = machine() else { return };
+    if !machine.layout.xfd().is_empty() {
+        println!("skipped: this host has XFD");
+        return;
+    }
+    let armed = XFeatures::XTILEDATA;
+    let error = kvm::write_xfd(&machine.vcpu, armed, &mut machine.buffer).unwrap_err();
+    assert_eq!(error, WriteXfdError::Refused { xfd: armed });
+}
+
+#[test]
+fn armed_xfd_arrives_in_another_vm() {
+    let (Some(mut first), Some(mut second)) = (with_amx(), with_amx()) else {
+        return;
+    };
+    let state = full_state(&first.layout, XFeatures::XTILEDATA);
+    first.restore(&state).unwrap();
+    first.run_to_halt();
+    let captured = first.capture().state.into_owned();
+    assert_same(&captured, &state);
+    second.restore(&captured).unwrap();
+    second.run_to_halt();
+    assert_same(&second.capture().state, &state);
+}
+
+#[test]
+fn arming_xfd_releases_live_tiles_and_the_host_lives() {
+    let Some(mut machine) = with_amx() else {
+        return;
+    };
+    let live = full_state(&machine.layout, XFeatures::empty());
+    machine.restore(&live).unwrap();
+    let armed = XFeatures::XTILEDATA;
+    let released = kvm::write_xfd(&machine.vcpu, armed, &mut machine.buffer).unwrap();
+    assert_eq!(released, armed);
+    machine.run_to_halt();
+    let captured = machine.capture().state.into_owned();
+    let registers = Registers {
+        xfd: armed,
+        ..live.registers()
+    };
+    let image = live.image().clone().without(armed);
+    assert_same(&captured, &ExtendedState::new(image, registers).unwrap());
+}
+
+/// From every kind of state to every kind, in one vCPU, which runs in between.
+#[test]
+fn any_state_can_follow_any_state() {
+    let Some(mut machine) = machine() else { return };
+    let mut states = vec![
+        ExtendedState::reset(&machine.layout),
+        full_state(&machine.layout, XFeatures::empty()),
+    ];
+    if !machine.layout.xfd().is_empty() {
+        states.push(full_state(&machine.layout, machine.layout.xfd()));
+    }
+    for from in &states {
+        for to in &states {
+            machine.restore(from).unwrap();
+            machine.run_to_halt();
+            machine.restore(to).unwrap();
+            machine.run_to_halt();
+            let captured = machine.capture().state;
+            assert_eq!(captured.registers(), to.registers());
+        }
+    }
+}
+
+#[test]
+fn capture_and_restore_allocate_nothing() {
+    let Some(mut machine) = machine() else { return };
+    let state = full_state(&machine.layout, XFeatures::empty());
+    machine.restore(&state).unwrap();
+    let Machine {
+        vcpu,
+        layout,
+        buffer,
+        ..
+    } = &mut machine;
+    let allocated = allocation_counter::measure(|| {
+        let captured = kvm::capture(vcpu, layout, buffer).unwrap();
+        assert_eq!(captured.state, state);
+        kvm::restore(vcpu, &state, buffer).unwrap();
+        if !layout.xfd().is_empty() {
+            kvm::write_xfd(vcpu, XFeatures::empty(), buffer).unwrap();
+        }
+    });
+    assert_eq!(allocated.count_total, 0);
+    // The control: the counter counts.
+    let allocated = allocation_counter::measure(|| drop(XsaveBuffer::new(buffer.size())));
+    assert!(allocated.count_total > 0);
+}
+
+fn with_amx() -> Option<Machine> {
+    let machine = machine()?;
+    if machine.layout.xfd().is_empty() {
+        println!("skipped: this host's KVM has no AMX");
+        return None;
+    }
+    Some(machine)
+}
