@@ -97,7 +97,7 @@ impl From<ToolError> for EmulatorError {
 
 /// The part's name in the store: another one for each set of patches and options.
 pub(crate) fn part_name(patches: &[Patch]) -> String {
-    let texts = patches.iter().map(|patch| patch.text.as_bytes());
+    let texts = patches.iter().map(|patch| patch.hunks().as_bytes());
     let rest = [SUITE, BIOS_SOURCE, VGA_SOURCE, MSRS_TEXT]
         .into_iter()
         .chain(CONFIGURE)

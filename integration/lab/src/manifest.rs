@@ -165,13 +165,6 @@ impl Manifest {
             .collect();
         hex(&Sha256::digest(lines))
     }
-
-    /// Bytes of all files together.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.files
-            .values()
-            .fold(0, |sum, record| sum.saturating_add(record.bytes))
-    }
 }
 
 impl FileRecord {
@@ -233,7 +226,6 @@ mod tests {
             Manifest::check(folder.path(), Care::Hash).unwrap(),
             manifest
         );
-        assert_eq!(manifest.bytes(), 3);
         assert_eq!(
             manifest.files.get("d/f").unwrap().sha256,
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

@@ -15,6 +15,16 @@ pub(crate) struct Patch {
     pub(crate) text: &'static str,
 }
 
+impl Patch {
+    /// What it does, without the words about it.
+    pub(crate) fn hunks(&self) -> &'static str {
+        self.text
+            .find("\n--- ")
+            .and_then(|start| self.text.get(start..))
+            .unwrap_or(self.text)
+    }
+}
+
 macro_rules! patches {
     ($($name:literal),* $(,)?) => { &[$(Patch { name: $name, text: include_str!(concat!("../patches/", $name, ".patch")) }),*] };
 }
@@ -301,6 +311,18 @@ mod tests {
                 .flatten()
                 .all(|hunk| !hunk.remove.is_empty() || !hunk.add.is_empty())
         );
+    }
+
+    #[test]
+    fn words_about_a_patch_are_not_part_of_what_it_does() {
+        for patch in ALL {
+            assert!(
+                patch.hunks().trim_start().starts_with("--- ")
+                    && !patch.hunks().contains("What was wrong"),
+                "{}",
+                patch.name
+            );
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::manifest::{Care, Manifest, ManifestError};
 use crate::patch_set::{self, PatchError};
 use crate::progress::Progress;
 use crate::saved;
+use crate::status::disk_bytes;
 use crate::store::{Lock, Store, StoreError, remove};
 use crate::tools;
 
@@ -165,9 +166,7 @@ pub fn clean(store: &Store) -> Result<u64, StoreError> {
             .iter()
             .any(|prefix| name.starts_with(prefix))
         {
-            bytes = bytes.saturating_add(
-                Manifest::check(&path, Care::Glance).map_or(0, |manifest| manifest.bytes()),
-            );
+            bytes = bytes.saturating_add(disk_bytes(&path));
             remove(&path).map_err(|source| StoreError::Io { path, source })?;
         }
     }

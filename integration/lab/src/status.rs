@@ -1,5 +1,9 @@
 //! What of the lab is there.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
 use crate::emulator;
 use crate::kernel::{Kernel, RELEASE};
 use crate::manifest::{Care, Manifest};
@@ -12,7 +16,7 @@ use crate::store::{Store, StoreError};
 pub struct Part {
     /// What it is.
     pub name: String,
-    /// Its bytes; `None` if it is not there, or damaged.
+    /// Bytes that it takes on the disk; `None` if it is not there, or damaged.
     pub bytes: Option<u64>,
     /// Packages that it came from, and what else is known of it; or why it cannot be used.
     pub about: String,
@@ -72,9 +76,25 @@ fn describe(store: &Store, name: &str, part: &str, care: Care) -> Part {
                 .join(", ");
             Part {
                 name: name.to_owned(),
-                bytes: Some(manifest.bytes()),
+                bytes: Some(disk_bytes(&store.part(part))),
                 about,
             }
         }
     }
+}
+
+/// What a tree takes on the disk. Saved RAM is mostly holes, so lengths of files say little.
+pub(crate) fn disk_bytes(folder: &Path) -> u64 {
+    const BLOCK: u64 = 512;
+    let Ok(members) = fs::read_dir(folder) else {
+        return 0;
+    };
+    members.flatten().fold(0, |sum: u64, member| {
+        let bytes = match member.metadata() {
+            Ok(about) if about.is_dir() => disk_bytes(&member.path()),
+            Ok(about) => about.blocks().saturating_mul(BLOCK),
+            Err(_) => 0,
+        };
+        sum.saturating_add(bytes)
+    })
 }

@@ -85,8 +85,13 @@ pub fn output(command: &mut Command) -> Output {
 }
 
 /// Waits until this is so, or the test fails.
-pub fn until(what: &str, mut so: impl FnMut() -> bool) {
-    let end = Instant::now() + LIMIT;
+pub fn until(what: &str, so: impl FnMut() -> bool) {
+    until_within(LIMIT, what, so);
+}
+
+/// The same, with another limit.
+pub fn until_within(limit: Duration, what: &str, mut so: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
     while !so() {
         assert!(Instant::now() < end, "in vain: {what}");
         // There is nothing to wait on: other processes end when they end.
