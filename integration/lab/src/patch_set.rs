@@ -47,6 +47,13 @@ pub(crate) const ALL: &[Patch] = patches![
     "14-serial-at-once",
     "15-amxlab-channel",
     "16-saved-ram",
+    "17-xrstor-initial-avx",
+    "18-xsavec-mxcsr",
+    "19-xrstor-tilecfg-alone",
+    "20-signed-bytes",
+    "21-stride-without-index",
+    "22-sib-byte-required",
+    "23-interrupts-in-guests",
 ];
 
 /// Why the patches could not be applied.

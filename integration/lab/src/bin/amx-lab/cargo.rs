@@ -4,12 +4,11 @@ use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
-use amx_lab::{Store, session};
+use amx_lab::{Show, Store, session};
 use anyhow::{Context, Result};
 
 use crate::cli::CargoArgs;
 use crate::run::prepare_if_allowed;
-use crate::show::Show;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const RUNNER: &str = "CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER";

@@ -1,11 +1,10 @@
 //! prepare, status and clean.
 
-use amx_lab::{Kernel, Part, PrepareOptions, Store};
+use amx_lab::{Kernel, Part, PrepareOptions, Show, Store};
 use anyhow::Result;
 
 use crate::cli::{PrepareArgs, StatusArgs};
 use crate::codes;
-use crate::show::Show;
 
 pub(crate) fn prepare(args: &PrepareArgs) -> Result<u8> {
     let kernels = match (args.all, args.kernel.as_slice()) {

@@ -5,7 +5,6 @@ mod cli;
 mod codes;
 mod look;
 mod run;
-mod show;
 
 use std::process::ExitCode;
 

@@ -6,13 +6,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use amx_lab::{
-    Ending, Job, Lab, LabError, LabOptions, PrepareOptions, Progress, Store, Streams, prepare,
-    session,
+    Ending, Job, Lab, LabError, LabOptions, PrepareOptions, Progress, Show, Store, Streams,
+    prepare, session,
 };
 use anyhow::{Context, Result, bail};
 
 use crate::cli::{LabArgs, RunArgs, ShellArgs};
-use crate::show::Show;
 
 /// Variables that are passed on to programs: what test binaries of cargo are told, and what changes how programs print.
 const PASSED: [&str; 9] = [

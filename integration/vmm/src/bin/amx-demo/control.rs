@@ -39,6 +39,7 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Vec<Control>> {
         kind: plan.kind.name().to_owned(),
         seed: plan.seed,
         rounds: plan.kind.default_rounds(),
+        slower: plan.slower,
         vcpus: 1,
         from: None,
         lose: None,

@@ -30,6 +30,8 @@ pub(crate) struct Plan {
     pub(crate) moves: u64,
     pub(crate) vcpus: u8,
     pub(crate) seed: u64,
+    /// How many times as long as usual the payload waits in each round.
+    pub(crate) slower: u64,
     /// Where the snapshot files go.
     pub(crate) directory: PathBuf,
 }
@@ -151,6 +153,7 @@ fn chain(plan: &Plan, guest: u64, moves: u64, rng: &mut StdRng, progress: &Progr
             .seed
             .wrapping_add(guest.wrapping_mul(u64::from(plan.vcpus))),
         rounds: plan.kind.default_rounds(),
+        slower: plan.slower,
         vcpus: plan.vcpus,
         from: None,
         lose: None,

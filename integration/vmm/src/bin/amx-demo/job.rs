@@ -13,6 +13,8 @@ pub(crate) struct Job {
     /// vCPU *n*'s input comes from this plus *n*.
     pub(crate) seed: u64,
     pub(crate) rounds: u64,
+    /// How many times as long as usual the payload waits in each round.
+    pub(crate) slower: u64,
     pub(crate) vcpus: u8,
     /// The snapshot to go on from; a new guest without one.
     pub(crate) from: Option<PathBuf>,
@@ -83,6 +85,7 @@ pub(crate) struct Times {
     pub(crate) read: Option<Duration>,
     pub(crate) check: Option<Duration>,
     pub(crate) restore: Option<Duration>,
+    pub(crate) run: Option<Duration>,
     pub(crate) capture: Option<Duration>,
     pub(crate) write: Option<Duration>,
 }

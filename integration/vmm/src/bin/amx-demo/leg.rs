@@ -31,7 +31,7 @@ fn run(kvm: &str, job: &Job, times: &mut Times) -> anyhow::Result<Outcome> {
         bail!("there is no payload {}", job.kind);
     };
     let workloads: Vec<Workload> = (0..u64::from(job.vcpus))
-        .map(|vcpu| Workload::new(kind, job.seed.wrapping_add(vcpu), job.rounds))
+        .map(|vcpu| Workload::new(kind, job.seed.wrapping_add(vcpu), job.rounds).slower(job.slower))
         .collect();
     let mut vm = match &job.from {
         None => Vm::boot(&host, kind, &workloads)?,
@@ -52,7 +52,7 @@ fn run(kvm: &str, job: &Job, times: &mut Times) -> anyhow::Result<Outcome> {
         None => LIMIT,
     };
     loop {
-        let ended = match vm.run(&console, limit) {
+        let ended = match timed(&mut times.run, || vm.run(&console, limit)) {
             Err(RunError::Bus(error @ BusError::GuestFault { .. })) => {
                 let error = error.to_string();
                 return Ok(Outcome::Faulted { error });

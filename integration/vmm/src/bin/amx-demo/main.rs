@@ -7,15 +7,21 @@
 //! | [`child`] | starts such a process and waits for it, with a time-out |
 //! | [`fleet`] | guests on every core, from process to process |
 //! | [`control`] | the same move with a part left out: it must be seen |
+//! | [`lab`] | the same in the AMX lab, where this machine's KVM has no AMX |
+//! | [`far_terminal`] | the progress bar of the lab, drawn here |
+//! | [`pace`] | makes a guest run long enough to be stopped often |
 //! | [`stats`] | times, and their median and 99th percentile |
 //! | [`report`] | what it all comes to, as data |
 //! | [`screen`] | and to look at |
 
 mod child;
 mod control;
+mod far_terminal;
 mod fleet;
 mod job;
+mod lab;
 mod leg;
+mod pace;
 mod report;
 mod screen;
 mod stats;
@@ -24,6 +30,7 @@ use std::num::{NonZeroU8, NonZeroU64};
 use std::process::ExitCode;
 use std::time::Instant;
 
+use amx_guest::Kind;
 use amx_vmm::host::KVM_DEVICE;
 use amx_vmm::{Host, HostError};
 use clap::{Parser, Subcommand};
@@ -41,15 +48,18 @@ struct Arguments {
 
 #[derive(clap::Args, Clone)]
 struct Options {
-    /// How many times a guest goes on in a new process.
-    #[arg(long, default_value = "200")]
-    moves: NonZeroU64,
+    /// How many times a guest goes on in a new process [default: 200; in the lab 50].
+    #[arg(long)]
+    moves: Option<NonZeroU64>,
     /// vCPUs of each guest.
     #[arg(long, default_value = "2", value_parser = vcpus)]
     vcpus: NonZeroU8,
     /// Decides inputs and stopping points; random unless given.
     #[arg(long)]
     seed: Option<u64>,
+    /// Runs on this machine's KVM, also where it has no AMX, instead of in the AMX lab.
+    #[arg(long)]
+    here: bool,
     /// Prints one JSON object instead of tables.
     #[arg(long)]
     json: bool,
@@ -67,6 +77,27 @@ enum Command {
         #[arg(long, default_value = KVM_DEVICE)]
         kvm: String,
     },
+}
+
+impl Options {
+    /// How many moves, here or in the lab.
+    fn moves(&self) -> u64 {
+        const HERE: u64 = 200;
+        match self.moves {
+            Some(moves) => moves.get(),
+            None if lab::is_here() => lab::MOVES,
+            None => HERE,
+        }
+    }
+
+    /// The arguments that make the same demo in the lab.
+    fn for_lab(&self) -> Vec<String> {
+        let mut arguments = vec!["--here".to_owned(), format!("--vcpus={}", self.vcpus)];
+        arguments.extend(self.moves.map(|moves| format!("--moves={moves}")));
+        arguments.extend(self.seed.map(|seed| format!("--seed={seed}")));
+        arguments.extend(self.json.then(|| "--json".to_owned()));
+        arguments
+    }
 }
 
 fn vcpus(text: &str) -> Result<NonZeroU8, String> {
@@ -102,7 +133,16 @@ fn main() -> ExitCode {
 }
 
 fn demo(options: &Options) -> anyhow::Result<u8> {
-    let host = match Host::probe_at(&options.kvm) {
+    let probed = Host::probe_at(&options.kvm);
+    let here = options.here || lab::is_here();
+    if !here
+        && !probed
+            .as_ref()
+            .is_ok_and(|host| host.best_kind() == Some(Kind::Tiles))
+    {
+        return lab::run(options);
+    }
+    let host = match probed {
         Ok(host) => host,
         Err(
             error @ (HostError::NoKvm { .. }
@@ -126,14 +166,16 @@ fn demo(options: &Options) -> anyhow::Result<u8> {
         .seed
         .unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let directory = tempfile::Builder::new().prefix("amx-demo-").tempdir()?;
-    let plan = fleet::Plan {
+    let mut plan = fleet::Plan {
         kvm: options.kvm.clone(),
         kind,
-        moves: options.moves.get(),
+        moves: options.moves(),
         vcpus: options.vcpus.get(),
         seed,
+        slower: 1,
         directory: directory.path().to_owned(),
     };
+    plan.slower = pace::slower(&plan)?;
     let started = Instant::now();
     let progress = screen::Progress::new(plan.moves, options.json);
     let fleet = fleet::run(&plan, &progress)?;

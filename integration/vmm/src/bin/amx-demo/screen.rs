@@ -12,10 +12,33 @@ use console::{StyledObject, style};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use xsave_state::XFeatures;
 
+use crate::far_terminal::FarTerminal;
+use crate::lab;
 use crate::report::{HostFacts, Report};
 
 /// Tables are no wider, whatever the terminal.
 const WIDTH: u16 = 92;
+
+/// The lab is not there yet.
+pub(crate) fn preparing() {
+    println!(
+        "{}\n",
+        style(
+            "This machine's KVM has no AMX. The AMX lab has: it is built now, once, in some minutes."
+        )
+        .yellow()
+    );
+}
+
+/// The demo goes on in the lab.
+pub(crate) fn in_lab(release: &str) {
+    println!(
+        "This machine's KVM has no AMX, so the demo runs in the {}: an emulated Sapphire Rapids\n\
+         with Linux {release} and kvm-intel. With {} it runs on this machine's KVM.\n",
+        style("AMX lab").bold(),
+        style("--here").cyan()
+    );
+}
 
 /// What the host can do.
 pub(crate) fn host(facts: &HostFacts) {
@@ -233,8 +256,11 @@ pub(crate) struct Progress(ProgressBar);
 
 impl Progress {
     pub(crate) fn new(moves: u64, quiet: bool) -> Self {
+        let far = std::env::var(lab::COLUMNS).ok();
         let target = if quiet {
             ProgressDrawTarget::hidden()
+        } else if let Some(columns) = far.and_then(|columns| columns.parse().ok()) {
+            ProgressDrawTarget::term_like(Box::new(FarTerminal { columns }))
         } else {
             ProgressDrawTarget::stderr()
         };
@@ -289,7 +315,9 @@ fn new_table() -> Table {
         .set_width(
             console::Term::stdout()
                 .size_checked()
-                .map_or(WIDTH, |(_, columns)| columns.min(WIDTH)),
+                .map(|(_, columns)| columns)
+                .or_else(|| std::env::var(lab::COLUMNS).ok()?.parse().ok())
+                .map_or(WIDTH, |columns| columns.min(WIDTH)),
         );
     table
 }

@@ -4,12 +4,13 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::Duration;
 
-use amx_lab::Progress;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Progress for a person, or for a log.
+use crate::Progress;
+
+/// [`Progress`] for a person, or for a log.
 #[derive(Debug, Default)]
-pub(crate) struct Show {
+pub struct Show {
     bar: Mutex<Option<ProgressBar>>,
 }
 
