@@ -96,7 +96,7 @@ impl Job {
             .unwrap_or_else(|| "/".to_owned());
         let env = [
             ("PATH", "/usr/local/bin:/usr/bin:/bin"),
-            ("HOME", "/root"),
+            ("HOME", "/tmp"),
             (IN_LAB, "1"),
             (OUT, OUT_FOLDER),
         ];
