@@ -179,9 +179,12 @@ fn unpack(tarball: &Path, to: &Path) -> Result<PathBuf, EmulatorError> {
         .stdout
         .take()
         .ok_or_else(|| io(io::ErrorKind::BrokenPipe.into()))?;
-    let unpacked = tar::Archive::new(stream).unpack(to);
+    let mut archive = tar::Archive::new(stream);
+    let unpacked = archive.unpack(to);
+    // An archive ends before its file does: xz must be able to write the rest, or it fails.
+    let rest = io::copy(&mut archive.into_inner(), &mut io::sink());
     let status = xz.wait().map_err(io)?;
-    unpacked.map_err(io)?;
+    unpacked.and(rest.map(drop)).map_err(io)?;
     let mut folders = fs::read_dir(to)
         .map_err(io)?
         .flatten()
