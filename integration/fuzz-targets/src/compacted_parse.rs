@@ -50,7 +50,7 @@ fn rule(area: &[u8], layout: &Layout) -> Option<&'static str> {
     if area[528..576].iter().any(|&byte| byte != 0) {
         return Some("reserved bytes of the header");
     }
-    let mut end = 576;
+    let mut end = 576usize;
     let mut config = None;
     for component in layout.components() {
         let number = component.id().number();
