@@ -19,12 +19,16 @@ mod image_parse;
 pub mod input;
 mod layout_from_cpuid;
 pub mod layouts;
+mod relayout;
+mod sanitize;
 
 pub use compacted_parse::compacted_parse;
 pub use cpuid_table::cpuid_table;
 pub use gate::gate;
 pub use image_parse::image_parse;
 pub use layout_from_cpuid::layout_from_cpuid;
+pub use relayout::relayout;
+pub use sanitize::sanitize;
 
 /// Takes one input; panics when a property does not hold.
 pub type Target = fn(&[u8]);
@@ -36,4 +40,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("gate", gate),
     ("image_parse", image_parse),
     ("layout_from_cpuid", layout_from_cpuid),
+    ("relayout", relayout),
+    ("sanitize", sanitize),
 ];
