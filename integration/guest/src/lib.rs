@@ -1,1 +1,31 @@
-//! TBD
+//! What runs inside guests: payloads in assembly, and models in plain Rust that know their result.
+//!
+//! A payload keeps its whole state in registers: all vector registers (or tiles), the opmasks,
+//! MXCSR, the x87 control word and stack. Every round mixes each of them into the others by steps
+//! that can be undone, so a difference in one bit never goes away. Whoever loses a register of a
+//! stopped payload gets a wrong result.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`area`] | what the host and a vCPU share, by offset |
+//! | [`machine`] | the bare machine under a payload: page tables, segments, exceptions |
+//! | [`code`] | the machine code as bytes |
+//! | [`model`] | the same computation without SIMD |
+//! | [`workload`] | one vCPU's task: its input, its code, and whether its result is right |
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+pub mod area;
+pub mod code;
+pub mod machine;
+pub mod model;
+pub mod workload;
+
+pub use workload::{Difference, Kind, Workload};

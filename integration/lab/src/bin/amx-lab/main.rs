@@ -1,0 +1,37 @@
+//! `amx-lab`: runs any static program on a host with KVM and AMX, on a machine that has neither.
+
+mod cargo;
+mod cli;
+mod codes;
+mod look;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Printing help to a closed pipe is not worth a word.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { codes::LAB } else { 0 });
+        }
+    };
+    let result = match cli.command {
+        cli::Command::Run(args) => run::run(&args),
+        cli::Command::Shell(args) => run::shell(&args),
+        cli::Command::Cargo(args) => cargo::cargo(&args),
+        cli::Command::Prepare(args) => look::prepare(&args),
+        cli::Command::Status(args) => look::status(&args),
+        cli::Command::Clean => look::clean(),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            eprintln!("amx-lab: {error:#}");
+            ExitCode::from(codes::of(&error))
+        }
+    }
+}

@@ -1,0 +1,552 @@
+//! A booted lab, and running programs in it.
+
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+use crate::job::{Job, JobError};
+use crate::kernel::Kernel;
+use crate::machine::{Event, Machine, Start};
+use crate::manifest::{Care, ManifestError};
+use crate::out_folder::Unpacker;
+use crate::patch_set::PatchError;
+use crate::progress::Progress;
+use crate::progress::Quiet;
+use crate::saved;
+use crate::store::{Store, StoreError};
+use crate::wire;
+
+/// How long the kernel's report of its crash may take once it has begun.
+const CRASH_LIMIT: Duration = Duration::from_secs(20);
+/// A lab that is not up after this is not coming up.
+const START_LIMIT: Duration = Duration::from_secs(180);
+
+/// What kind of lab is wanted.
+#[derive(Debug, Clone)]
+pub struct LabOptions {
+    /// The kernel of the host.
+    pub kernel: Kernel,
+    /// The host's memory.
+    pub memory_mib: u32,
+    /// Boot, and do not resume a machine that has been booted before.
+    pub cold: bool,
+    /// Names of patches that the emulator is to lack: to see which test notices.
+    pub without_patches: Vec<String>,
+}
+
+impl Default for LabOptions {
+    fn default() -> Self {
+        Self {
+            kernel: Kernel::default(),
+            memory_mib: 512,
+            cold: false,
+            without_patches: Vec::new(),
+        }
+    }
+}
+
+/// Why a lab did not start, or what became of a run in it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LabError {
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// A part of the lab is missing or damaged.
+    #[error(transparent)]
+    Part(#[from] ManifestError),
+    /// There is no such patch.
+    #[error(transparent)]
+    Patch(#[from] PatchError),
+    /// The memory size is not one that the lab can have.
+    #[error("{mib} MiB of memory: the lab can have 256 to 3072")]
+    Memory {
+        /// What was asked for.
+        mib: u32,
+    },
+    /// The emulator could not be started.
+    #[error("the emulator could not be started")]
+    Start {
+        /// Why.
+        source: io::Error,
+    },
+    /// The session does not answer.
+    #[error("the session does not answer")]
+    Session {
+        /// Why.
+        source: io::Error,
+    },
+    /// The emulator ended by itself, or talked nonsense.
+    #[error("the emulator failed: {how}")]
+    Emulator {
+        /// How.
+        how: String,
+    },
+    /// The lab's kernel crashed.
+    #[error("the lab's kernel crashed:\n{report}")]
+    HostPanic {
+        /// The kernel's own lines.
+        report: String,
+    },
+    /// The program was still running.
+    #[error("time is out: still running after {:.1} s", limit.as_secs_f64())]
+    TimedOut {
+        /// The time that it had.
+        limit: Duration,
+    },
+    /// The job could not be put together.
+    #[error(transparent)]
+    Job(#[from] JobError),
+    /// The lab's kernel refused to start the program.
+    #[error("the program could not be started in the lab: {}", io::Error::from_raw_os_error(*errno))]
+    NotStarted {
+        /// The kernel's error number.
+        errno: i32,
+    },
+    /// The program's output could not be passed on.
+    #[error("its output could not be passed on")]
+    Output {
+        /// Why.
+        source: io::Error,
+    },
+    /// The out folder could not be unpacked.
+    #[error("{path}: the out folder could not be unpacked", path = path.display())]
+    OutFolder {
+        /// The folder here.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The program could not be sent.
+    #[error("the program and its files could not be sent to the lab")]
+    Send {
+        /// Why.
+        source: io::Error,
+    },
+}
+
+impl LabError {
+    pub(crate) fn start(source: io::Error) -> Self {
+        Self::Start { source }
+    }
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Ending {
+    /// With this status.
+    Exited(i32),
+    /// By this signal.
+    Signaled(i32),
+}
+
+impl Ending {
+    /// The status as a shell gives it: 128 more than the signal's number for a signal.
+    #[must_use]
+    pub fn status(self) -> i32 {
+        match self {
+            Self::Exited(status) => status,
+            Self::Signaled(signal) => signal.saturating_add(128),
+        }
+    }
+}
+
+/// Where a program's streams come from and go to.
+pub struct Streams<'a> {
+    pub(crate) stdin: Option<Box<dyn Read + Send>>,
+    pub(crate) stdout: Box<dyn Write + 'a>,
+    pub(crate) stderr: Box<dyn Write + 'a>,
+}
+
+impl fmt::Debug for Streams<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Streams")
+            .field("stdin", &self.stdin.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Streams<'a> {
+    /// This process's own output; no input.
+    #[must_use]
+    pub fn inherit() -> Self {
+        Self::to(io::stdout(), io::stderr())
+    }
+
+    /// Output goes here; no input.
+    #[must_use]
+    pub fn to(stdout: impl Write + 'a, stderr: impl Write + 'a) -> Self {
+        Self {
+            stdin: None,
+            stdout: Box::new(stdout),
+            stderr: Box::new(stderr),
+        }
+    }
+
+    /// Input comes from here. It is read in a thread of its own, which goes on until the input's end.
+    #[must_use]
+    pub fn stdin(mut self, input: impl Read + Send + 'static) -> Self {
+        self.stdin = Some(Box::new(input));
+        self
+    }
+}
+
+/// The side of a lab that can be talked to: an emulator of ours, or one in a session.
+pub(crate) trait Link {
+    fn writer(&self) -> io::Result<Box<dyn Write + Send>>;
+    fn next(&self, until: Option<Instant>) -> Option<Event>;
+    /// Where the sender of a job tells that it failed.
+    fn reporter(&self) -> mpsc::Sender<Event>;
+    fn kill(&self);
+}
+
+impl Link for Machine {
+    fn writer(&self) -> io::Result<Box<dyn Write + Send>> {
+        Ok(Box::new(Self::writer(self)?))
+    }
+
+    fn next(&self, until: Option<Instant>) -> Option<Event> {
+        Self::next(self, until)
+    }
+
+    fn reporter(&self) -> mpsc::Sender<Event> {
+        Self::reporter(self)
+    }
+
+    fn kill(&self) {
+        self.killer().kill();
+    }
+}
+
+/// A booted host. It ends when this is dropped, and, whatever happens to this process, with it.
+pub struct Lab {
+    link: Box<dyn Link + Send>,
+    release: String,
+    usable: bool,
+}
+
+impl fmt::Debug for Lab {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lab")
+            .field("release", &self.release)
+            .field("usable", &self.usable)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Lab {
+    /// Starts a host. The first time with these options takes a boot; the parts must have been prepared.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start(store: &Store, options: &LabOptions) -> Result<Self, LabError> {
+        Self::start_watched(store, options, &Quiet, |_| {})
+    }
+
+    /// As [`Lab::start`], with news of what takes long, and with each line of the kernel's console.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub fn start_watched(
+        store: &Store,
+        options: &LabOptions,
+        progress: &dyn Progress,
+        on_console: impl FnMut(&str) + Send + 'static,
+    ) -> Result<Self, LabError> {
+        let ready = saved::find_or_make(
+            store,
+            options.kernel,
+            options.memory_mib,
+            &options.without_patches,
+            progress,
+        )?;
+        let start = if options.cold {
+            Start::Cold
+        } else {
+            Start::Resume
+        };
+        let machine = Machine::start(&ready.emulator, &ready.folder, start, on_console)
+            .map_err(LabError::start)?;
+        Self::from_link(Box::new(machine))
+    }
+
+    /// Whether all parts for these options are there and pass a glance.
+    ///
+    /// # Errors
+    /// Says what is missing.
+    pub fn is_prepared(store: &Store, options: &LabOptions) -> Result<(), LabError> {
+        saved::find(
+            store,
+            options.kernel,
+            options.memory_mib,
+            &options.without_patches,
+            Care::Glance,
+        )
+        .map(drop)
+    }
+
+    fn from_link(link: Box<dyn Link + Send>) -> Result<Self, LabError> {
+        Self::when_ready(link, Some(START_LIMIT))
+    }
+
+    /// A session's labs may all be busy for as long as their programs run.
+    pub(crate) fn from_session(link: Box<dyn Link + Send>) -> Result<Self, LabError> {
+        Self::when_ready(link, None)
+    }
+
+    fn when_ready(link: Box<dyn Link + Send>, limit: Option<Duration>) -> Result<Self, LabError> {
+        let mut waiting = Waiting::new(limit);
+        match waiting.frame(link.as_ref())? {
+            (wire::READY, release) => Ok(Self {
+                link,
+                release: String::from_utf8_lossy(&release).into_owned(),
+                usable: true,
+            }),
+            (kind, _) => Err(LabError::Emulator {
+                how: format!("its first words were of kind {kind}"),
+            }),
+        }
+    }
+
+    /// The release of the host's kernel, as `uname -r` prints it.
+    #[must_use]
+    pub fn kernel_release(&self) -> &str {
+        &self.release
+    }
+
+    /// Whether another program can run here: not after a time-out or a crash.
+    #[must_use]
+    pub fn is_usable(&self) -> bool {
+        self.usable
+    }
+
+    /// Runs a program to its end. Each program finds the host as it was after boot, but for the time that has passed and for what
+    /// earlier programs did to the kernel itself.
+    ///
+    /// # Errors
+    /// When the program could not be run to its end; the lab is then of no more use, except after [`LabError::NotStarted`] and
+    /// [`LabError::OutFolder`].
+    pub fn run(
+        &mut self,
+        job: &Job,
+        streams: Streams<'_>,
+        limit: Option<Duration>,
+    ) -> Result<Ending, LabError> {
+        if !self.usable {
+            return Err(LabError::Emulator {
+                how: "an earlier run has ended this lab".to_owned(),
+            });
+        }
+        let result = self.run_job(job, streams, limit);
+        if !matches!(
+            result,
+            Ok(_) | Err(LabError::NotStarted { .. } | LabError::OutFolder { .. })
+        ) {
+            self.usable = false;
+            self.link.kill();
+        }
+        result
+    }
+
+    fn run_job(
+        &self,
+        job: &Job,
+        mut streams: Streams<'_>,
+        limit: Option<Duration>,
+    ) -> Result<Ending, LabError> {
+        let unpacker = match &job.out {
+            None => None,
+            Some(folder) => {
+                let out = |source| LabError::OutFolder {
+                    path: folder.clone(),
+                    source,
+                };
+                Some((folder, Unpacker::start(folder.clone()).map_err(out)?))
+            }
+        };
+        let to_lab = self
+            .link
+            .writer()
+            .map_err(|source| LabError::Send { source })?;
+        let sender = Sender::start(
+            to_lab,
+            self.link.reporter(),
+            job.clone(),
+            streams.stdin.take(),
+        );
+        let mut waiting = Waiting::new(limit);
+        let output = |source| LabError::Output { source };
+        let ending = loop {
+            let (kind, payload) = waiting.frame(self.link.as_ref())?;
+            match kind {
+                wire::STDOUT => streams
+                    .stdout
+                    .write_all(&payload)
+                    .and_then(|()| streams.stdout.flush())
+                    .map_err(output)?,
+                wire::STDERR => streams
+                    .stderr
+                    .write_all(&payload)
+                    .and_then(|()| streams.stderr.flush())
+                    .map_err(output)?,
+                wire::FILES => {
+                    if let Some((_, unpacker)) = &unpacker {
+                        unpacker.take(payload);
+                    }
+                }
+                wire::INPUT_END => sender.end_input(),
+                wire::EXIT => match wire::Ending::from_bytes(&payload) {
+                    Some(ending) => break ending,
+                    None => {
+                        return Err(LabError::Emulator {
+                            how: "the program's end was not understood".to_owned(),
+                        });
+                    }
+                },
+                other => {
+                    return Err(LabError::Emulator {
+                        how: format!("a frame of unknown kind {other}"),
+                    });
+                }
+            }
+        };
+        if let Some((folder, unpacker)) = unpacker {
+            unpacker.finish().map_err(|source| LabError::OutFolder {
+                path: folder.clone(),
+                source,
+            })?;
+        }
+        match ending {
+            wire::Ending::Exited(status) => Ok(Ending::Exited(status)),
+            wire::Ending::Signaled(signal) => Ok(Ending::Signaled(signal)),
+            wire::Ending::NotStarted(errno) => Err(LabError::NotStarted { errno }),
+        }
+    }
+}
+
+/// Waits for frames until time is out, and makes errors of all else.
+struct Waiting {
+    limit: Duration,
+    until: Option<Instant>,
+    crashing: bool,
+}
+
+impl Waiting {
+    fn new(limit: Option<Duration>) -> Self {
+        let until = limit.and_then(|limit| Instant::now().checked_add(limit));
+        Self {
+            limit: limit.unwrap_or_default(),
+            until,
+            crashing: false,
+        }
+    }
+
+    fn frame(&mut self, link: &dyn Link) -> Result<(u32, Vec<u8>), LabError> {
+        loop {
+            match link.next(self.until) {
+                Some(Event::Frame(kind, payload)) => return Ok((kind, payload)),
+                Some(Event::CrashBegins) => {
+                    self.crashing = true;
+                    self.until = Instant::now().checked_add(CRASH_LIMIT);
+                }
+                Some(Event::Crash(report)) => return Err(LabError::HostPanic { report }),
+                Some(Event::Gone(how)) => return Err(LabError::Emulator { how }),
+                Some(Event::SendFailed(source)) => return Err(LabError::Send { source }),
+                // The end of the emulator brings what there is of the report.
+                None if self.crashing => {
+                    link.kill();
+                    self.until = None;
+                }
+                None => return Err(LabError::TimedOut { limit: self.limit }),
+            }
+        }
+    }
+}
+
+/// Sends a job, and then the program's input, in a thread of its own: the lab may answer before it has all of it.
+struct Sender {
+    way: Arc<Mutex<Way>>,
+}
+
+struct Way {
+    to_lab: Box<dyn Write + Send>,
+    input_open: bool,
+}
+
+impl Sender {
+    fn start(
+        to_lab: Box<dyn Write + Send>,
+        reporter: mpsc::Sender<Event>,
+        job: Job,
+        stdin: Option<Box<dyn Read + Send>>,
+    ) -> Self {
+        let way = Arc::new(Mutex::new(Way {
+            to_lab,
+            input_open: stdin.is_some(),
+        }));
+        let shared = Arc::clone(&way);
+        std::thread::spawn(move || {
+            let sent = {
+                let way = &mut *lock(&shared);
+                let mut buffered = io::BufWriter::with_capacity(wire::WINDOW_HALF, &mut way.to_lab);
+                job.send(&mut buffered, stdin.is_some())
+                    .and_then(|()| buffered.flush())
+            };
+            match (sent, stdin) {
+                // The lab that is gone says more about itself than the broken pipe does.
+                (Err(error), _) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                (Err(error), _) => drop(reporter.send(Event::SendFailed(error))),
+                (Ok(()), Some(stdin)) => carry_input(&shared, stdin),
+                (Ok(()), None) => {}
+            }
+        });
+        Self { way }
+    }
+
+    /// The program has ended before its input.
+    fn end_input(&self) {
+        lock(&self.way).end_input();
+    }
+}
+
+fn lock(way: &Mutex<Way>) -> std::sync::MutexGuard<'_, Way> {
+    way.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn carry_input(way: &Mutex<Way>, mut stdin: Box<dyn Read + Send>) {
+    let mut buffer = vec![0; 32 << 10];
+    loop {
+        // An error of the input ends it, as for a program that reads it here.
+        let count = stdin.read(&mut buffer).unwrap_or(0);
+        let way = &mut *lock(way);
+        match buffer.get(..count) {
+            Some(piece) if way.input_open && count > 0 => way.piece(piece),
+            _ => return way.end_input(),
+        }
+    }
+}
+
+impl Way {
+    /// Without a reader all further input is of no interest; that the lab is gone is noticed elsewhere.
+    fn piece(&mut self, piece: &[u8]) {
+        let length = u32::try_from(piece.len()).unwrap_or_default();
+        if self
+            .to_lab
+            .write_all(&length.to_le_bytes())
+            .and_then(|()| self.to_lab.write_all(piece))
+            .is_err()
+        {
+            self.input_open = false;
+        }
+    }
+
+    fn end_input(&mut self) {
+        if self.input_open {
+            self.piece(&[]);
+            self.input_open = false;
+        }
+    }
+}

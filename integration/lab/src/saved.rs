@@ -1,0 +1,161 @@
+//! Machines that are ready to start: the boot files of one kernel and memory size, and the state of the machine just after it has booted.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crate::boot_image::{self, LEAST_MEMORY_MIB, MOST_MEMORY_MIB, Recipe};
+use crate::emulator;
+use crate::kernel::{Kernel, RELEASE};
+use crate::lab::LabError;
+use crate::machine::{Event, Machine, Start};
+use crate::manifest::{Care, Manifest, ManifestError};
+use crate::patch_set;
+use crate::progress::Progress;
+use crate::store::{Store, key};
+
+/// A boot that takes longer has failed. It takes 6 s on two cores of 2026 that do nothing else.
+const BOOT_LIMIT: Duration = Duration::from_secs(180);
+
+/// Machines of one kernel and memory size that stay: each version of the lab makes its own, and more than one can be in use.
+const MACHINES_KEPT: usize = 3;
+
+/// Where the parts of a machine are.
+#[derive(Debug, Clone)]
+pub(crate) struct Ready {
+    pub(crate) emulator: PathBuf,
+    pub(crate) folder: PathBuf,
+}
+
+/// Name of the part that holds an unpacked kernel.
+pub(crate) fn kernel_part(kernel: Kernel) -> String {
+    format!("kernel-{kernel}")
+}
+
+/// The machine that is made of these parts, if it has been made.
+pub(crate) fn find(
+    store: &Store,
+    kernel: Kernel,
+    memory_mib: u32,
+    without_patches: &[String],
+    care: Care,
+) -> Result<Ready, LabError> {
+    let plan = plan(store, kernel, memory_mib, without_patches, care)?;
+    let folder = store.part(&plan.name);
+    Manifest::check(&folder, care)?;
+    Ok(Ready {
+        emulator: store.part(&plan.recipe.emulator),
+        folder,
+    })
+}
+
+/// The machine that is made of these parts; makes it, if need be, which takes a boot.
+pub(crate) fn find_or_make(
+    store: &Store,
+    kernel: Kernel,
+    memory_mib: u32,
+    without_patches: &[String],
+    progress: &dyn Progress,
+) -> Result<Ready, LabError> {
+    match find(store, kernel, memory_mib, without_patches, Care::Glance) {
+        Err(LabError::Part(ManifestError::Missing { .. } | ManifestError::Changed { .. })) => {}
+        other => return other,
+    }
+    // A part that this one is made from may be what is missing: then this fails again, and says so.
+    let lock = store.lock(|| progress.step("waiting for another prepare to end", None))?;
+    if let Ok(ready) = find(store, kernel, memory_mib, without_patches, Care::Glance) {
+        return Ok(ready);
+    }
+    let plan = plan(store, kernel, memory_mib, without_patches, Care::Glance)?;
+    progress.step(
+        &format!("booting {kernel} with {memory_mib} MiB (once)"),
+        None,
+    );
+    let work = store.unfinished(&lock, &plan.name)?;
+    let kernel_folder = store.part(&plan.recipe.kernel);
+    let kernel_manifest = Manifest::check(&kernel_folder, Care::Glance)?;
+    boot_image::create(&plan.recipe, &kernel_folder, &kernel_manifest, &work)?;
+    let state = work.join(crate::machine::STATE);
+    std::fs::create_dir(&state).map_err(|source| ManifestError::Io {
+        path: state,
+        source,
+    })?;
+    let machine = Machine::start(
+        &store.part(&plan.recipe.emulator),
+        &work,
+        Start::Save,
+        |_| {},
+    )
+    .map_err(LabError::start)?;
+    wait_for_end(&machine)?;
+    drop(machine);
+    let facts = BTreeMap::from([
+        (RELEASE.to_owned(), plan.release.clone()),
+        ("memory_mib".to_owned(), memory_mib.to_string()),
+    ]);
+    Manifest::create(&work, kernel_manifest.packages, facts)?;
+    let folder = store.publish(&lock, &work, &plan.name)?;
+    store.keep_newest(
+        &lock,
+        &format!("machine-{kernel}-{memory_mib}-"),
+        MACHINES_KEPT,
+    )?;
+    progress.done();
+    Ok(Ready {
+        emulator: store.part(&plan.recipe.emulator),
+        folder,
+    })
+}
+
+struct Plan {
+    name: String,
+    recipe: Recipe,
+    release: String,
+}
+
+fn plan(
+    store: &Store,
+    kernel: Kernel,
+    memory_mib: u32,
+    without_patches: &[String],
+    care: Care,
+) -> Result<Plan, LabError> {
+    if !(LEAST_MEMORY_MIB..=MOST_MEMORY_MIB).contains(&memory_mib) {
+        return Err(LabError::Memory { mib: memory_mib });
+    }
+    let patches = patch_set::without(without_patches)?;
+    let recipe = Recipe {
+        emulator: emulator::part_name(&patches),
+        kernel: kernel_part(kernel),
+        memory_mib,
+    };
+    let emulator = Manifest::check(&store.part(&recipe.emulator), care)?;
+    let kernel_folder = store.part(&recipe.kernel);
+    let kernel_manifest = Manifest::check(&kernel_folder, care)?;
+    let release = kernel_manifest.fact(&kernel_folder, RELEASE)?.to_owned();
+    let parts = [
+        emulator.digest().into_bytes(),
+        kernel_manifest.digest().into_bytes(),
+    ];
+    let ingredients = recipe.ingredients();
+    let key = key(ingredients.iter().chain(&parts).map(Vec::as_slice));
+    Ok(Plan {
+        name: format!("machine-{kernel}-{memory_mib}-{key}"),
+        recipe,
+        release,
+    })
+}
+
+/// A machine that saves itself says nothing and ends.
+fn wait_for_end(machine: &Machine) -> Result<(), LabError> {
+    let limit = Instant::now().checked_add(BOOT_LIMIT);
+    loop {
+        match machine.next(limit) {
+            Some(Event::Gone(how)) if how.contains("exit status 0") => return Ok(()),
+            Some(Event::Gone(how)) => return Err(LabError::Emulator { how }),
+            Some(Event::Crash(report)) => return Err(LabError::HostPanic { report }),
+            Some(Event::CrashBegins | Event::Frame(..) | Event::SendFailed(_)) => {}
+            None => return Err(LabError::TimedOut { limit: BOOT_LIMIT }),
+        }
+    }
+}

@@ -1,0 +1,327 @@
+//! A session: labs that stay up between programs, for whoever starts many programs one by one, as `cargo test` does.
+//!
+//! The server keeps the labs and listens on a socket; a runner that finds [`VARIABLE`] in its environment goes there. What the two say
+//! to each other is what the lab's init and its host program say, and the end of a lab on top.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver};
+use std::time::Instant;
+
+use crate::lab::{Lab, LabError, LabOptions, Link};
+use crate::machine::{Event, Machine, Start};
+use crate::progress::Progress;
+use crate::saved::{self, Ready};
+use crate::store::Store;
+use crate::wire;
+
+/// Tells programs below a session where it is.
+pub const VARIABLE: &str = "AMX_LAB_SESSION";
+
+/// A running server. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Server {
+    address: String,
+}
+
+impl Server {
+    /// Starts serving labs of this kind, at most `at_once` at a time.
+    ///
+    /// # Errors
+    /// When the lab is not prepared or no socket can be made.
+    pub fn start(
+        store: &Store,
+        options: &LabOptions,
+        at_once: usize,
+        progress: &dyn Progress,
+    ) -> Result<Self, LabError> {
+        let ready = saved::find_or_make(
+            store,
+            options.kernel,
+            options.memory_mib,
+            &options.without_patches,
+            progress,
+        )?;
+        let name = socket_name().map_err(LabError::start)?;
+        // A name in the kernel and not in a folder: however this process ends, nothing is left.
+        let listener = SocketAddr::from_abstract_name(&name)
+            .and_then(|socket| UnixListener::bind_addr(&socket));
+        let listener = Arc::new(listener.map_err(LabError::start)?);
+        let start = if options.cold {
+            Start::Cold
+        } else {
+            Start::Resume
+        };
+        for _ in 0..at_once.max(1) {
+            let (listener, ready) = (Arc::clone(&listener), ready.clone());
+            // It waits in accept until the process ends, and its lab ends then, too.
+            std::thread::spawn(move || serve(&listener, &ready, start));
+        }
+        Ok(Self {
+            address: address(options, &name),
+        })
+    }
+
+    /// The value of [`VARIABLE`] for programs that are to use this session.
+    #[must_use]
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+}
+
+fn address(options: &LabOptions, name: &str) -> String {
+    format!("{},{},{name}", options.kernel, options.memory_mib)
+}
+
+fn socket_name() -> io::Result<String> {
+    let mut random = [0; 16];
+    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    Ok(format!("amx-lab-{}", crate::store::hex(&random)))
+}
+
+/// Names in the kernel have no owner and no permissions, so each side looks at who is on the other.
+fn check_peer(socket: &UnixStream) -> io::Result<()> {
+    let peer = rustix::net::sockopt::socket_peercred(socket)?;
+    if peer.uid == rustix::process::getuid() {
+        Ok(())
+    } else {
+        Err(io::ErrorKind::PermissionDenied.into())
+    }
+}
+
+/// A lab of the session at `address`, if that serves labs of this kind. Waits until one is free.
+///
+/// # Errors
+/// When the session does not answer.
+pub fn connect(address: &str, options: &LabOptions) -> Option<Result<Lab, LabError>> {
+    let name = name_of(address, options)?;
+    let link = || {
+        let socket = UnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
+        check_peer(&socket)?;
+        SocketLink::start(socket)
+    };
+    Some(
+        link()
+            .map_err(|source| LabError::Session { source })
+            .and_then(|link| Lab::from_session(Box::new(link))),
+    )
+}
+
+fn name_of<'a>(address: &'a str, options: &LabOptions) -> Option<&'a str> {
+    let mut parts = address.splitn(3, ',');
+    let of_this_kind = parts.next()? == options.kernel.suite()
+        && parts.next()?.parse() == Ok(options.memory_mib)
+        && !options.cold
+        && options.without_patches.is_empty();
+    if of_this_kind { parts.next() } else { None }
+}
+
+/// Serves one program after the other, with one lab as long as it lives.
+fn serve(listener: &UnixListener, ready: &Ready, start: Start) {
+    let mut machine = None;
+    // A listener that fails has been taken from us; the runners say so.
+    while let Ok((client, _)) = listener.accept() {
+        if check_peer(&client).is_err() {
+            continue;
+        }
+        // A client that goes away has no more use for an answer, and the next one gets a new lab.
+        machine = serve_one(client, machine.take(), ready, start).unwrap_or(None);
+    }
+}
+
+/// Gives the lab back if another program can run in it.
+fn serve_one(
+    client: UnixStream,
+    machine: Option<(Machine, Vec<u8>)>,
+    ready: &Ready,
+    start: Start,
+) -> io::Result<Option<(Machine, Vec<u8>)>> {
+    let (machine, release) = match machine {
+        Some(up) => up,
+        None => match boot(ready, start) {
+            Ok(up) => up,
+            Err(how) => {
+                send(&client, wire::GONE, how.as_bytes())?;
+                return Ok(None);
+            }
+        },
+    };
+    send(&client, wire::READY, &release)?;
+    let finished = Arc::new(AtomicBool::new(false));
+    let (mut from_client, mut to_lab, killer) =
+        (client.try_clone()?, machine.writer()?, machine.killer());
+    let seen = Arc::clone(&finished);
+    let carrier = std::thread::spawn(move || {
+        // An error of either side is its end.
+        let _ = carry(&mut from_client, &mut to_lab);
+        if !seen.load(Ordering::Acquire) {
+            killer.kill();
+        }
+    });
+    let outcome = carry_events(&client, &machine);
+    finished.store(true, Ordering::Release);
+    // The carrier reads from the client until now.
+    let _ = client.shutdown(Shutdown::Both);
+    let _ = carrier.join();
+    Ok(outcome?.then_some((machine, release)))
+}
+
+fn boot(ready: &Ready, start: Start) -> Result<(Machine, Vec<u8>), String> {
+    let machine = Machine::start(&ready.emulator, &ready.folder, start, |_| {})
+        .map_err(|error| error.to_string())?;
+    loop {
+        match machine.next(None) {
+            Some(Event::Frame(wire::READY, release)) => return Ok((machine, release)),
+            Some(Event::Gone(how)) => return Err(how),
+            Some(Event::Crash(report)) => {
+                return Err(format!("the lab's kernel crashed:\n{report}"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Passes on what the lab says, to the end of the program (true) or of the lab (false).
+fn carry_events(client: &UnixStream, machine: &Machine) -> io::Result<bool> {
+    loop {
+        match machine.next(None) {
+            Some(Event::Frame(kind, payload)) => {
+                send(client, kind, &payload)?;
+                if kind == wire::EXIT {
+                    return Ok(true);
+                }
+            }
+            Some(Event::Crash(report)) => {
+                send(client, wire::PANIC, report.as_bytes())?;
+                return Ok(false);
+            }
+            Some(Event::Gone(how)) => {
+                send(client, wire::GONE, how.as_bytes())?;
+                return Ok(false);
+            }
+            Some(Event::CrashBegins | Event::SendFailed(_)) | None => {}
+        }
+    }
+}
+
+/// Not `io::copy`: from a socket into a pipe that is splice(2), which keeps what it has until there is more.
+fn carry(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
+    let mut buffer = vec![0; 256 << 10];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => to.write_all(buffer.get(..count).unwrap_or_default())?,
+        }
+    }
+}
+
+fn send(mut client: &UnixStream, kind: u32, payload: &[u8]) -> io::Result<()> {
+    let payload = payload
+        .get(..payload.len().min(wire::LARGEST_PAYLOAD))
+        .unwrap_or_default();
+    let length = u32::try_from(payload.len()).map_err(io::Error::other)?;
+    client.write_all(&wire::frame_header(kind, length))?;
+    client.write_all(payload)
+}
+
+/// The client's side.
+struct SocketLink {
+    socket: UnixStream,
+    events: Receiver<Event>,
+    reporter: mpsc::Sender<Event>,
+}
+
+impl SocketLink {
+    fn start(socket: UnixStream) -> io::Result<Self> {
+        let mut reading = io::BufReader::new(socket.try_clone()?);
+        let (reporter, events) = mpsc::channel();
+        let sender = reporter.clone();
+        std::thread::spawn(move || {
+            loop {
+                let (event, last) = match wire::read_frame(&mut reading) {
+                    Ok(Some((wire::PANIC, report))) => (
+                        Event::Crash(String::from_utf8_lossy(&report).into_owned()),
+                        true,
+                    ),
+                    Ok(Some((wire::GONE, how))) => (
+                        Event::Gone(String::from_utf8_lossy(&how).into_owned()),
+                        true,
+                    ),
+                    Ok(Some((kind, payload))) => (Event::Frame(kind, payload), false),
+                    Ok(None) => (Event::Gone("the session ended".to_owned()), true),
+                    Err(error) => (Event::Gone(format!("the session broke off: {error}")), true),
+                };
+                if sender.send(event).is_err() || last {
+                    return;
+                }
+            }
+        });
+        Ok(Self {
+            socket,
+            events,
+            reporter,
+        })
+    }
+}
+
+impl Link for SocketLink {
+    fn writer(&self) -> io::Result<Box<dyn Write + Send>> {
+        Ok(Box::new(self.socket.try_clone()?))
+    }
+
+    fn next(&self, until: Option<Instant>) -> Option<Event> {
+        crate::machine::next_of(&self.events, until)
+    }
+
+    fn reporter(&self) -> mpsc::Sender<Event> {
+        self.reporter.clone()
+    }
+
+    fn kill(&self) {
+        // The server ends a lab whose client has gone. An error says that it has gone already.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
+}
+
+impl Drop for SocketLink {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_serves_only_its_own_kind() {
+        let options = LabOptions::default();
+        let address = address(&options, "a,b");
+        assert_eq!(name_of(&address, &options).unwrap(), "a,b");
+        for other in [
+            LabOptions {
+                kernel: crate::Kernel::Sid,
+                ..options.clone()
+            },
+            LabOptions {
+                memory_mib: 1024,
+                ..options.clone()
+            },
+            LabOptions {
+                cold: true,
+                ..options.clone()
+            },
+            LabOptions {
+                without_patches: vec!["13-xfd".into()],
+                ..options
+            },
+        ] {
+            assert_eq!(name_of(&address, &other), None);
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! Reads all state of a stopped VM.
+
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
+use kvm_ioctls::VcpuFd;
+use thiserror::Error;
+use vmm_sys_util::errno;
+use xsave_state::LayoutError;
+use xsave_state::kvm::{
+    self, MSR_IA32_XFD, MSR_IA32_XFD_ERR, XsaveBuffer, XsaveSize, XsaveSizeError,
+};
+
+use crate::host::{self, Host};
+use crate::memory::{MemoryError, Pages};
+use crate::registers::{CpuidEntry, Msr};
+use crate::snapshot::{Snapshot, VcpuState};
+use crate::vm::Vm;
+
+impl Vm {
+    /// Reads everything that another process needs to go on.
+    ///
+    /// # Errors
+    ///
+    /// The step that failed. The VM is as it was.
+    pub fn capture(&self, host: &Host) -> Result<Snapshot, CaptureError> {
+        let Some(first) = self.vcpus.first() else {
+            return Err(CaptureError::NoVcpu);
+        };
+        let mut buffer = XsaveBuffer::new(XsaveSize::query(&self.fd, first)?);
+        let list = host
+            .kvm()
+            .get_msr_index_list()
+            .map_err(CaptureError::MsrList)?;
+        let vcpus = (0..)
+            .zip(&self.vcpus)
+            .map(|(vcpu, fd)| {
+                capture_vcpu(fd, list.as_slice(), &mut buffer)
+                    .map_err(|cause| CaptureError::Vcpu { vcpu, cause })
+            })
+            .collect::<Result<_, _>>()?;
+        Ok(Snapshot {
+            vcpus,
+            memory: Pages::read(&self.memory, self.memory_bytes)?,
+        })
+    }
+}
+
+fn capture_vcpu(
+    fd: &VcpuFd,
+    msr_indices: &[u32],
+    buffer: &mut XsaveBuffer,
+) -> Result<VcpuState, VcpuCause> {
+    let failed = |ioctl| move |error| VcpuCause::Ioctl { ioctl, error };
+    // KVM_GET_MP_STATE first: it makes KVM take in events that are still on their way.
+    let mp_state = fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
+    // The vCPU's own CPUID says where its components lie; KVM may have changed what it was given.
+    let cpuid = fd
+        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+        .map_err(failed("KVM_GET_CPUID2"))?;
+    let layout = host::layout(cpuid.as_slice())?;
+    // What old kernels report beyond the guest's components is not the guest's: left out.
+    let captured = kvm::capture(fd, &layout, buffer)?;
+    Ok(VcpuState {
+        cpuid: cpuid
+            .as_slice()
+            .iter()
+            .copied()
+            .map(CpuidEntry::from)
+            .collect(),
+        extended: captured.state.into_owned(),
+        general: fd.get_regs().map_err(failed("KVM_GET_REGS"))?.into(),
+        special: fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?.into(),
+        debug: fd
+            .get_debug_regs()
+            .map_err(failed("KVM_GET_DEBUGREGS"))?
+            .into(),
+        events: fd
+            .get_vcpu_events()
+            .map_err(failed("KVM_GET_VCPU_EVENTS"))?
+            .into(),
+        mp_state: mp_state.into(),
+        msrs: read_msrs(fd, msr_indices).map_err(failed("KVM_GET_MSRS"))?,
+    })
+}
+
+/// All of `indices` that can be read, without those that belong to the extended state.
+pub(crate) fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, errno::Error> {
+    let wanted: Vec<kvm_msr_entry> = indices
+        .iter()
+        .filter(|index| !is_extended_state(**index))
+        .map(|&index| kvm_msr_entry {
+            index,
+            ..Default::default()
+        })
+        .collect();
+    let mut values = Vec::with_capacity(wanted.len());
+    let mut rest = wanted.as_slice();
+    while let Some((_, after_first)) = rest.split_first() {
+        let chunk = rest
+            .get(..kvm_bindings::KVM_MAX_MSR_ENTRIES)
+            .unwrap_or(rest);
+        let Ok(mut msrs) = Msrs::from_entries(chunk) else {
+            return Err(errno::Error::new(nix::libc::E2BIG));
+        };
+        // KVM stops at the first that it cannot read, and says how many it has read.
+        let read = fd.get_msrs(&mut msrs)?;
+        values.extend(msrs.as_slice().iter().take(read).copied().map(Msr::from));
+        rest = if read == chunk.len() {
+            rest.get(read..).unwrap_or_default()
+        } else {
+            rest.get(read.saturating_add(1)..).unwrap_or(after_first)
+        };
+    }
+    Ok(values)
+}
+
+/// Whether an MSR is saved and restored with the extended state, by xsave-state.
+pub(crate) fn is_extended_state(index: u32) -> bool {
+    matches!(index, MSR_IA32_XFD | MSR_IA32_XFD_ERR)
+}
+
+/// The state of a VM could not be read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum CaptureError {
+    /// There is nothing to be read.
+    #[error("the VM has no vCPU")]
+    NoVcpu,
+    /// The size of the extended state cannot be.
+    #[error(transparent)]
+    XsaveSize(#[from] XsaveSizeError),
+    /// KVM_GET_MSR_INDEX_LIST failed.
+    #[error("KVM_GET_MSR_INDEX_LIST: {0}")]
+    MsrList(#[source] errno::Error),
+    /// Guest memory could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// One vCPU's state could not be read.
+    #[error("vCPU {vcpu}: {cause}")]
+    Vcpu {
+        /// The vCPU.
+        vcpu: u8,
+        /// Why.
+        #[source]
+        cause: VcpuCause,
+    },
+}
+
+/// Why one vCPU's state could not be read.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum VcpuCause {
+    /// An ioctl failed.
+    #[error("{ioctl}: {error}")]
+    Ioctl {
+        /// Its name.
+        ioctl: &'static str,
+        /// By the kernel.
+        error: errno::Error,
+    },
+    /// The vCPU's CPUID describes an area that cannot exist.
+    #[error("its CPUID: {0}")]
+    Layout(#[from] LayoutError),
+    /// The extended state could not be read, or is not valid.
+    #[error(transparent)]
+    Extended(#[from] kvm::CaptureError),
+}

@@ -1,0 +1,271 @@
+//! What this host's KVM can do.
+
+mod attribute;
+
+use std::ffi::CString;
+use std::fs;
+
+use amx_guest::Kind;
+use cpuid_amx::kvm::SetCpuidError;
+use cpuid_amx::{GuestPermission, PermissionError};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_ioctls::{Cap, Kvm};
+use nix::errno::Errno;
+use thiserror::Error;
+use vmm_sys_util::errno;
+use xsave_state::kvm::{XsaveSize, XsaveSizeError};
+use xsave_state::{Layout, LayoutError, XFeatures};
+
+/// KVM's device file.
+pub const KVM_DEVICE: &str = "/dev/kvm";
+
+/// KVM_GET_API_VERSION, since Linux 2.6.22.
+const KVM_API_VERSION: i32 = 12;
+
+/// /dev/kvm, and what was found out about it. Probing asks for the permission to give AMX to
+/// guests, where the host has AMX: that must come before the first vCPU.
+pub struct Host {
+    kvm: Kvm,
+    cpuid: CpuId,
+    guest_cpuid: CpuId,
+    rewrites_cpuid: bool,
+    permission: Result<GuestPermission, PermissionError>,
+    layout: Layout,
+    guest_supported: Option<XFeatures>,
+    xsave_size: usize,
+}
+
+/// A capability of KVM that this project uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capability {
+    /// Its name without KVM_CAP_.
+    pub name: &'static str,
+    /// What KVM_CHECK_EXTENSION says: 0 where it is missing.
+    pub value: i32,
+}
+
+impl Host {
+    /// Opens /dev/kvm and asks it everything.
+    ///
+    /// # Errors
+    ///
+    /// There is no usable /dev/kvm, or it says something impossible.
+    pub fn probe() -> Result<Self, HostError> {
+        Self::probe_at(KVM_DEVICE)
+    }
+
+    /// As [`probe`](Self::probe), with another device file.
+    ///
+    /// # Errors
+    ///
+    /// As [`probe`](Self::probe).
+    pub fn probe_at(path: &str) -> Result<Self, HostError> {
+        let failed = |error| HostError::from_open(path, error);
+        let name = CString::new(path).map_err(|_| failed(errno::Error::new(nix::libc::ENOENT)))?;
+        let kvm = Kvm::new_with_path(name).map_err(failed)?;
+        let version = kvm.get_api_version();
+        if version != KVM_API_VERSION {
+            return Err(HostError::NotKvm {
+                path: path.to_owned(),
+                version,
+            });
+        }
+        let guest_supported = attribute::xcomp_guest_supp(&kvm);
+        // Before the first vCPU, which locks it, and before KVM_GET_SUPPORTED_CPUID, which KVM
+        // filters by it.
+        let permission = GuestPermission::request();
+        let cpuid = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(HostError::Cpuid)?;
+        let vm = kvm.create_vm().map_err(HostError::Create)?;
+        let vcpu = vm.create_vcpu(0).map_err(HostError::Create)?;
+        let set = cpuid_amx::kvm::set_cpuid(&vcpu, &cpuid, permission.as_ref().ok())?;
+        let rewrites_cpuid = set.unexpected().next().is_some();
+        let guest_cpuid = vcpu
+            .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
+            .map_err(HostError::Create)?;
+        let layout = layout(guest_cpuid.as_slice())?;
+        let xsave_size = XsaveSize::query(&vm, &vcpu)?.bytes();
+        Ok(Self {
+            kvm,
+            cpuid,
+            guest_cpuid,
+            rewrites_cpuid,
+            permission,
+            layout,
+            guest_supported,
+            xsave_size,
+        })
+    }
+
+    /// The open /dev/kvm.
+    #[must_use]
+    pub fn kvm(&self) -> &Kvm {
+        &self.kvm
+    }
+
+    /// The CPUID that new guests get: what KVM supports.
+    #[must_use]
+    pub fn cpuid(&self) -> &CpuId {
+        &self.cpuid
+    }
+
+    /// Whether KVM gives a vCPU other features than it was given. Some kinds of KVM take them from
+    /// the processor.
+    #[must_use]
+    pub fn rewrites_cpuid(&self) -> bool {
+        self.rewrites_cpuid
+    }
+
+    /// The permission to give AMX to guests, or why there is none.
+    ///
+    /// # Errors
+    ///
+    /// On a host without AMX [`PermissionError::NotSupported`].
+    pub fn permission(&self) -> Result<&GuestPermission, PermissionError> {
+        self.permission.as_ref().map_err(|error| *error)
+    }
+
+    /// Where the components of a vCPU with this CPUID lie.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// KVM_X86_XCOMP_GUEST_SUPP: what guests may have, permission aside. `None` on kernels before
+    /// 5.17.
+    #[must_use]
+    pub fn guest_supported(&self) -> Option<XFeatures> {
+        self.guest_supported
+    }
+
+    /// KVM_CAP_XSAVE2 in bytes, with the permission as it is.
+    #[must_use]
+    pub fn xsave_size(&self) -> usize {
+        self.xsave_size
+    }
+
+    /// The capabilities that matter here.
+    #[must_use]
+    pub fn capabilities(&self) -> Vec<Capability> {
+        [
+            ("XSAVE2", Cap::Xsave2),
+            ("XCRS", Cap::Xcrs),
+            ("X86_USER_SPACE_MSR", Cap::X86UserSpaceMsr),
+            ("X86_MSR_FILTER", Cap::X86MsrFilter),
+            ("IMMEDIATE_EXIT", Cap::ImmediateExit),
+        ]
+        .into_iter()
+        .map(|(name, cap)| (name, self.kvm.check_extension_int(cap)))
+        .chain([(
+            "SYS_ATTRIBUTES",
+            self.kvm.check_extension_raw(attribute::CAP_SYS_ATTRIBUTES),
+        )])
+        .map(|(name, value)| Capability { name, value })
+        .collect()
+    }
+
+    /// The payload with the most state that guests can run here.
+    #[must_use]
+    pub fn best_kind(&self) -> Option<Kind> {
+        let xcr0 = self.layout.user().bits();
+        Kind::ALL.into_iter().find(|kind| {
+            kind.runs_with(xcr0, |leaf, subleaf| {
+                find(self.guest_cpuid.as_slice(), leaf, subleaf)
+            })
+        })
+    }
+}
+
+/// The processor's name, as Linux has it.
+#[must_use]
+pub fn processor() -> Option<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// The kernel's release.
+#[must_use]
+pub fn kernel() -> Option<String> {
+    let text = fs::read_to_string("/proc/sys/kernel/osrelease").ok()?;
+    Some(text.trim().to_owned())
+}
+
+pub(crate) fn layout(cpuid: &[kvm_bindings::kvm_cpuid_entry2]) -> Result<Layout, LayoutError> {
+    Layout::from_cpuid(|leaf, subleaf| find(cpuid, leaf, subleaf))
+}
+
+fn find(cpuid: &[kvm_bindings::kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> [u32; 4] {
+    cpuid
+        .iter()
+        .find(|entry| {
+            let has_subleaves = entry.flags & kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+            entry.function == leaf && (!has_subleaves || entry.index == subleaf)
+        })
+        .map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
+}
+
+/// Nothing can be done on this host.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum HostError {
+    /// There is no /dev/kvm.
+    #[error(
+        "there is no {path}: load the kvm_intel or kvm_amd module, or run this where \
+         virtualization is enabled"
+    )]
+    NoKvm {
+        /// The device file.
+        path: String,
+    },
+    /// It may not be opened.
+    #[error("{path} may not be opened: run this as a member of its group, which is usually kvm")]
+    Permission {
+        /// The device file.
+        path: String,
+    },
+    /// It cannot be opened for another reason.
+    #[error("{path} cannot be opened: {error}")]
+    Open {
+        /// The device file.
+        path: String,
+        /// By the kernel.
+        error: errno::Error,
+    },
+    /// It is something else.
+    #[error("{path} is not KVM's device: KVM_GET_API_VERSION gives {version}, and KVM 12")]
+    NotKvm {
+        /// The device file.
+        path: String,
+        /// What the ioctl gave.
+        version: i32,
+    },
+    /// KVM_GET_SUPPORTED_CPUID failed.
+    #[error("KVM_GET_SUPPORTED_CPUID: {0}")]
+    Cpuid(#[source] errno::Error),
+    /// KVM's CPUID describes an area that cannot exist.
+    #[error("KVM's supported CPUID: {0}")]
+    Layout(#[from] LayoutError),
+    /// No VM or no vCPU to ask.
+    #[error("a VM to ask for the size of its state: {0}")]
+    Create(#[source] errno::Error),
+    /// KVM does not take its own supported CPUID.
+    #[error(transparent)]
+    SetCpuid(#[from] SetCpuidError),
+    /// The size of the state cannot be.
+    #[error(transparent)]
+    XsaveSize(#[from] XsaveSizeError),
+}
+
+impl HostError {
+    fn from_open(path: &str, error: errno::Error) -> Self {
+        let path = path.to_owned();
+        match Errno::from_raw(error.errno()) {
+            Errno::ENOENT | Errno::ENODEV | Errno::ENXIO => Self::NoKvm { path },
+            Errno::EACCES | Errno::EPERM => Self::Permission { path },
+            _ => Self::Open { path, error },
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! A VM's state as checked data, and its bytes.
+//!
+//! A file is a [`header`], the vCPUs' registers (postcard), the numbers of the pages that are not
+//! zero, and those pages. What was read from bytes has been checked: every vCPU's extended state
+//! holds the invariants of [`ExtendedState`] for the CPUID that comes with it.
+
+pub mod header;
+mod parse;
+#[cfg(test)]
+pub(crate) mod tests;
+mod wire;
+
+use amx_guest::Workload;
+use xsave_state::ExtendedState;
+
+use crate::memory::Pages;
+use crate::registers::{CpuidEntry, Debug, Events, General, MpState, Msr, Special};
+
+pub use header::HeaderError;
+pub use parse::{PageError, SnapshotError, VcpuCause};
+
+/// The state of a VM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    pub(crate) vcpus: Vec<VcpuState>,
+    pub(crate) memory: Pages,
+}
+
+/// The state of a vCPU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VcpuState {
+    pub(crate) cpuid: Vec<CpuidEntry>,
+    pub(crate) extended: ExtendedState<'static>,
+    pub(crate) general: General,
+    pub(crate) special: Special,
+    pub(crate) debug: Debug,
+    pub(crate) events: Events,
+    pub(crate) mp_state: MpState,
+    pub(crate) msrs: Vec<Msr>,
+}
+
+impl Snapshot {
+    /// The vCPUs in the order of their numbers.
+    #[must_use]
+    pub fn vcpus(&self) -> &[VcpuState] {
+        &self.vcpus
+    }
+
+    /// The guest's memory.
+    #[must_use]
+    pub fn memory(&self) -> &Pages {
+        &self.memory
+    }
+
+    /// Whether all vCPUs are between the first and the last round of their `workloads`.
+    #[must_use]
+    pub fn is_midway(&self, workloads: &[Workload]) -> bool {
+        self.vcpus
+            .iter()
+            .zip(workloads)
+            .all(|(vcpu, workload)| workload.is_midway(vcpu.general.rip, vcpu.general.rcx))
+    }
+
+    /// The same with other extended state on every vCPU: `change` gets each one's. The control of
+    /// the demo leaves out what must not be lost.
+    #[must_use]
+    pub fn map_extended(
+        mut self,
+        mut change: impl FnMut(&ExtendedState<'static>) -> ExtendedState<'static>,
+    ) -> Self {
+        for vcpu in &mut self.vcpus {
+            vcpu.extended = change(&vcpu.extended);
+        }
+        self
+    }
+}
+
+impl VcpuState {
+    /// The extended state.
+    #[must_use]
+    pub fn extended(&self) -> &ExtendedState<'static> {
+        &self.extended
+    }
+
+    /// The general-purpose registers.
+    #[must_use]
+    pub fn general(&self) -> &General {
+        &self.general
+    }
+
+    /// The MSRs, without IA32_XFD and IA32_XFD_ERR: those are in the extended state.
+    #[must_use]
+    pub fn msrs(&self) -> &[Msr] {
+        &self.msrs
+    }
+
+    /// The vCPU's CPUID.
+    #[must_use]
+    pub fn cpuid(&self) -> &[CpuidEntry] {
+        &self.cpuid
+    }
+}

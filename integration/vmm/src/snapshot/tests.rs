@@ -1,0 +1,564 @@
+//! Snapshot bytes that were cut, changed or made up. No KVM is needed.
+//!
+//! The guest is one of Sapphire Rapids with live tiles, so that every rule of the extended state has
+//! something to bite on.
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use xsave_state::{
+    ComponentId, ExtendedState, Image, ImageError, Registers, StateError, XFeatures,
+};
+
+use super::header::{HEADER_BYTES, HeaderError};
+use super::wire::{Extended, State, Vcpu};
+use super::*;
+use crate::memory::PAGE_BYTES;
+
+const HEADER_CHECKSUM: usize = 60;
+const BODY_CHECKSUM: usize = 40;
+/// How much of the file the single-bit tests change.
+const FIRST: usize = 4096;
+
+/// The leaves of Sapphire Rapids that say where its components lie: layout.rs of xsave-state tests
+/// them against the processor.
+pub(crate) fn cpuid() -> Vec<CpuidEntry> {
+    const LEAVES: [(u32, u32, [u32; 4]); 14] = [
+        (0x0, 0, [0x20, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+        (0x7, 0, [2, 0xf1bf_27eb, 0x1841_5f6e, 0xbfc0_4410]),
+        (0xd, 0, [0x602e7, 0x2b00, 0x2b00, 0]),
+        (0xd, 1, [0x1f, 0x2a00, 0, 0]),
+        (0xd, 2, [256, 576, 0, 0]),
+        (0xd, 5, [64, 1088, 0, 0]),
+        (0xd, 6, [512, 1152, 0, 0]),
+        (0xd, 7, [1024, 1664, 0, 0]),
+        (0xd, 9, [8, 2688, 0, 0]),
+        (0xd, 17, [64, 2752, 2, 0]),
+        (0xd, 18, [8192, 2816, 6, 0]),
+        (0x1d, 0, [1, 0, 0, 0]),
+        (0x1d, 1, [0x0400_2000, 0x0008_0040, 0x10, 0]),
+        (0x1e, 0, [0, 0x4010, 0, 0]),
+    ];
+    let entry = |(function, index, [eax, ebx, ecx, edx]): (u32, u32, [u32; 4])| CpuidEntry {
+        function,
+        index,
+        flags: u32::from(matches!(function, 0x7 | 0xd | 0x1d | 0x1e)),
+        eax,
+        ebx,
+        ecx,
+        edx,
+    };
+    LEAVES.map(entry).to_vec()
+}
+
+fn extended(seed: u8) -> ExtendedState<'static> {
+    let entries: Vec<_> = cpuid().into_iter().map(Into::into).collect();
+    let layout = crate::host::layout(&entries).unwrap();
+    let mut area = vec![seed; layout.standard_size()];
+    area[24..28].copy_from_slice(&0x9fc0u32.to_le_bytes());
+    area[416..576].fill(0);
+    area[512..520].copy_from_slice(&0x602e7u64.to_le_bytes());
+    area[2752..2816].fill(0);
+    area[2752] = 1;
+    for tile in 0..8 {
+        area[2752 + 16 + 2 * tile] = 64;
+        area[2752 + 48 + tile] = 16;
+    }
+    let registers = Registers {
+        xcr0: XFeatures::from_bits_retain(0x602e7),
+        xfd: XFeatures::empty(),
+        xfd_err: XFeatures::empty(),
+    };
+    let image = Image::parse(&area, &layout).unwrap();
+    ExtendedState::new(image, registers).unwrap().into_owned()
+}
+
+pub(crate) fn snapshot() -> Snapshot {
+    let vcpu = |seed: u8| VcpuState {
+        cpuid: cpuid(),
+        extended: extended(seed),
+        general: General {
+            rip: u64::from(seed),
+            ..General::default()
+        },
+        special: Special::default(),
+        debug: Debug::default(),
+        events: Events::default(),
+        mp_state: MpState::default(),
+        msrs: vec![Msr {
+            index: 0x10,
+            data: 77,
+        }],
+    };
+    Snapshot {
+        vcpus: vec![vcpu(3), vcpu(4)],
+        memory: Pages {
+            memory_bytes: 64 * PAGE_BYTES as u64,
+            numbers: vec![1, 63],
+            content: (0..2 * PAGE_BYTES).map(|i| (i / 7) as u8).collect(),
+        },
+    }
+}
+
+/// A smaller one, for the tests that read it tens of thousands of times: the tiles of the first
+/// vCPU are initial, and it has no second.
+fn small() -> Snapshot {
+    let mut small = snapshot();
+    small.vcpus.truncate(1);
+    small.memory.numbers.truncate(1);
+    small.memory.content.truncate(PAGE_BYTES);
+    small.map_extended(|extended| {
+        let image = extended.image().clone();
+        let image = image.without(ComponentId::XTILEDATA.bit());
+        ExtendedState::new(image, extended.registers()).unwrap()
+    })
+}
+
+/// Makes both checksums right again: what somebody with bad intentions would do.
+fn seal(bytes: &mut [u8]) {
+    if bytes.len() < HEADER_BYTES {
+        return;
+    }
+    let body = crc32fast::hash(&bytes[HEADER_BYTES..]);
+    bytes[BODY_CHECKSUM..BODY_CHECKSUM + 4].copy_from_slice(&body.to_le_bytes());
+    let header = crc32fast::hash(&bytes[..HEADER_CHECKSUM]);
+    bytes[HEADER_CHECKSUM..HEADER_BYTES].copy_from_slice(&header.to_le_bytes());
+}
+
+/// What was accepted must hold every invariant.
+fn assert_holds(bytes: &[u8]) {
+    let Ok(snapshot) = Snapshot::from_bytes(bytes) else {
+        return;
+    };
+    assert!((1..=usize::from(crate::vm::MAX_VCPUS)).contains(&snapshot.vcpus.len()));
+    for vcpu in &snapshot.vcpus {
+        let extended = &vcpu.extended;
+        let layout = extended.layout();
+        let entries: Vec<_> = vcpu.cpuid.iter().copied().map(Into::into).collect();
+        assert_eq!(*layout, crate::host::layout(&entries).unwrap());
+        let image = Image::parse(extended.image().as_bytes(), layout).unwrap();
+        assert_eq!(
+            ExtendedState::new(image, extended.registers()).unwrap(),
+            *extended
+        );
+        let in_use = extended.image().xstate_bv();
+        assert!(layout.user().contains(in_use));
+        assert!(!in_use.intersects(extended.registers().xfd));
+        assert!(
+            vcpu.msrs
+                .iter()
+                .all(|msr| !matches!(msr.index, 0x1c4 | 0x1c5))
+        );
+    }
+    let pages = snapshot.memory.memory_bytes / PAGE_BYTES as u64;
+    assert!(snapshot.memory.numbers.is_sorted_by(|a, b| a < b));
+    assert!(
+        snapshot
+            .memory
+            .numbers
+            .iter()
+            .all(|n| u64::from(*n) < pages)
+    );
+    assert_eq!(
+        snapshot.memory.content.len(),
+        snapshot.memory.len() * PAGE_BYTES
+    );
+}
+
+#[test]
+fn what_is_written_is_what_is_read() {
+    let bytes = snapshot().to_bytes();
+    assert_eq!(Snapshot::from_bytes(&bytes), Ok(snapshot()));
+    assert_eq!(snapshot().to_bytes(), bytes);
+    assert_holds(&bytes);
+}
+
+#[test]
+fn every_single_bit_flip_is_refused() {
+    let good = small().to_bytes();
+    assert!(good.len() > FIRST);
+    let mut bytes = good.clone();
+    for bit in 0..8 * FIRST {
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        let error = Snapshot::from_bytes(&bytes).unwrap_err();
+        let named = matches!(
+            (bit / 8, &error),
+            (0..8, SnapshotError::Header(HeaderError::Magic { .. }))
+                | (8..12, SnapshotError::Header(HeaderError::Version { .. }))
+                | (12..64, SnapshotError::Header(HeaderError::Checksum { .. }))
+                | (64.., SnapshotError::Checksum { .. })
+        );
+        assert!(named, "bit {bit}: {error:?}");
+        bytes[bit / 8] ^= 1 << (bit % 8);
+    }
+    assert_eq!(bytes, good);
+}
+
+#[test]
+fn every_single_bit_flip_with_right_checksums_is_refused_or_valid() {
+    let good = small().to_bytes();
+    for bit in 0..8 * FIRST {
+        let mut bytes = good.clone();
+        bytes[bit / 8] ^= 1 << (bit % 8);
+        seal(&mut bytes);
+        assert_holds(&bytes);
+    }
+}
+
+#[test]
+fn ten_thousand_random_changes_are_refused() {
+    let good = small().to_bytes();
+    let mut rng = StdRng::seed_from_u64(1);
+    for round in 0..10_000 {
+        let mut bytes = good.clone();
+        for _ in 0..rng.random_range(1..8) {
+            let at = rng.random_range(0..bytes.len());
+            bytes[at] = rng.random();
+        }
+        if bytes != good {
+            let result = Snapshot::from_bytes(&bytes);
+            assert!(result.is_err(), "round {round}");
+        }
+    }
+}
+
+#[test]
+fn ten_thousand_random_changes_with_right_checksums_are_refused_or_valid() {
+    let good = small().to_bytes();
+    let mut rng = StdRng::seed_from_u64(2);
+    let (mut refused, mut accepted) = (0, 0);
+    for _ in 0..10_000 {
+        let mut bytes = good.clone();
+        for _ in 0..rng.random_range(1..4) {
+            // Where there is something to break, more often than in the pages' content.
+            let end = match rng.random_range(0..10) {
+                0..5 => 600,  // the header, CPUID, XCR0
+                5..8 => 1300, // the legacy region and the header of the first area
+                _ => bytes.len(),
+            };
+            let start = rng.random_range(0..end);
+            let len = rng.random_range(1..=16.min(bytes.len() - start));
+            match rng.random_range(0..4) {
+                0 => rng.fill(&mut bytes[start..start + len]),
+                1 => bytes[start..start + len].fill(0xff),
+                2 => bytes[start..start + len].fill(0),
+                _ => {
+                    let from = rng.random_range(0..bytes.len() - len);
+                    bytes.copy_within(from..from + len, start);
+                }
+            }
+        }
+        seal(&mut bytes);
+        assert_holds(&bytes);
+        match Snapshot::from_bytes(&bytes) {
+            Ok(snapshot) => {
+                accepted += 1;
+                let again = Snapshot::from_bytes(&snapshot.to_bytes());
+                assert_eq!(again, Ok(snapshot));
+            }
+            Err(_) => refused += 1,
+        }
+    }
+    println!("{refused} refused, {accepted} valid");
+    assert!(refused > 1000, "{refused} refused: the changes hit nothing");
+    assert!(
+        accepted > 1000,
+        "{accepted} accepted: the changes hit the same check always"
+    );
+}
+
+#[test]
+fn every_truncation_is_refused() {
+    let good = snapshot().to_bytes();
+    for len in 0..good.len() {
+        let cut = &good[..len];
+        let error = Snapshot::from_bytes(cut).unwrap_err();
+        let named = if len < HEADER_BYTES {
+            matches!(error, SnapshotError::Header(HeaderError::TooShort { .. }))
+        } else {
+            matches!(error, SnapshotError::Header(HeaderError::Length { .. }))
+        };
+        assert!(named, "{len} bytes: {error:?}");
+    }
+}
+
+#[test]
+fn truncations_that_the_header_agrees_with_are_refused_or_valid() {
+    let good = snapshot().to_bytes();
+    let state_end = good.len() - 2 * (PAGE_BYTES + 4);
+    for len in HEADER_BYTES..state_end {
+        // The registers end early; numbers and pages follow as before.
+        let mut bytes = good[..len].to_vec();
+        bytes.extend_from_slice(&good[state_end..]);
+        let state_bytes = (len - HEADER_BYTES) as u64;
+        bytes[16..24].copy_from_slice(&state_bytes.to_le_bytes());
+        seal(&mut bytes);
+        let error = Snapshot::from_bytes(&bytes).unwrap_err();
+        assert!(
+            matches!(error, SnapshotError::Postcard(_)),
+            "{len}: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn whatever_is_appended_is_refused() {
+    for extra in [1, 4, 64, 4096, 1 << 20] {
+        let mut bytes = snapshot().to_bytes();
+        bytes.resize(bytes.len() + extra, 0);
+        for sealed in [false, true] {
+            if sealed {
+                seal(&mut bytes);
+            }
+            assert!(matches!(
+                Snapshot::from_bytes(&bytes),
+                Err(SnapshotError::Header(HeaderError::Length { .. }))
+            ));
+        }
+    }
+}
+
+#[test]
+fn each_field_of_the_header_has_its_error() {
+    fn error(at: usize, value: &[u8]) -> HeaderError {
+        let mut bytes = snapshot().to_bytes();
+        bytes[at..at + value.len()].copy_from_slice(value);
+        seal(&mut bytes);
+        match Snapshot::from_bytes(&bytes) {
+            Err(SnapshotError::Header(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    }
+    let huge = u64::MAX.to_le_bytes();
+    assert!(matches!(error(0, b"x"), HeaderError::Magic { .. }));
+    assert!(matches!(
+        error(8, &[2]),
+        HeaderError::Version { found: 2, .. }
+    ));
+    assert!(matches!(
+        error(12, &[65]),
+        HeaderError::HeaderBytes { found: 65 }
+    ));
+    assert!(matches!(error(16, &huge), HeaderError::StateBytes { .. }));
+    assert!(matches!(error(24, &huge), HeaderError::MemoryBytes { .. }));
+    assert!(matches!(error(24, &[1]), HeaderError::MemoryBytes { .. }));
+    assert!(matches!(
+        error(24, &[0; 8]),
+        HeaderError::MemoryBytes { found: 0, .. }
+    ));
+    assert!(matches!(
+        error(32, &[65]),
+        HeaderError::Pages { found: 65, .. }
+    ));
+    assert!(matches!(error(32, &[0xff; 4]), HeaderError::Pages { .. }));
+    assert!(matches!(error(36, &[1]), HeaderError::PageBytes { .. }));
+    assert!(matches!(error(44, &[1]), HeaderError::Reserved));
+    assert!(matches!(error(59, &[1]), HeaderError::Reserved));
+    assert!(matches!(error(32, &[4]), HeaderError::Length { .. }));
+}
+
+/// The file with vCPU 1's registers changed, and right in all else.
+fn with(change: impl FnOnce(&mut Vcpu<'_>)) -> Result<Snapshot, SnapshotError> {
+    let mut snapshot = snapshot();
+    let vcpus = core::mem::take(&mut snapshot.vcpus);
+    let mut state = State {
+        vcpus: vcpus.iter().map(Vcpu::from).collect(),
+    };
+    change(state.vcpus.last_mut().unwrap());
+    file(&snapshot, &postcard::to_allocvec(&state).unwrap())
+}
+
+/// `state` with the memory of `snapshot`, read.
+fn file(snapshot: &Snapshot, state: &[u8]) -> Result<Snapshot, SnapshotError> {
+    let memory = snapshot.to_bytes();
+    let (empty_state, header) = (postcard::to_allocvec(&State { vcpus: vec![] }).unwrap(), 64);
+    let mut bytes = memory[..header].to_vec();
+    bytes[16..24].copy_from_slice(&(state.len() as u64).to_le_bytes());
+    bytes.extend_from_slice(state);
+    bytes.extend_from_slice(&memory[header + empty_state.len()..]);
+    seal(&mut bytes);
+    Snapshot::from_bytes(&bytes)
+}
+
+fn cause(change: impl FnOnce(&mut Vcpu<'_>)) -> VcpuCause {
+    match with(change) {
+        Err(SnapshotError::Vcpu { vcpu: 1, cause }) => cause,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The same with bytes of the area changed.
+fn area_cause(at: usize, bytes: &[u8]) -> VcpuCause {
+    let extended = extended(4);
+    let mut area = extended.image().as_bytes().to_vec();
+    area[at..at + bytes.len()].copy_from_slice(bytes);
+    cause(|vcpu| {
+        vcpu.extended = Extended {
+            xcr0: 0x602e7,
+            xfd: 0,
+            xfd_err: 0,
+            area: Box::leak(area.into_boxed_slice()),
+        };
+    })
+}
+
+#[test]
+fn hostile_registers_are_named() {
+    assert_eq!(with(|_| {}), Ok(snapshot()));
+    assert!(matches!(
+        cause(|vcpu| vcpu.cpuid.resize(257, CpuidEntry::default())),
+        VcpuCause::CpuidEntries { entries: 257, .. }
+    ));
+    assert!(matches!(
+        cause(|vcpu| vcpu.msrs.resize(1025, Msr::default())),
+        VcpuCause::Msrs { msrs: 1025, .. }
+    ));
+    for index in [0x1c4, 0x1c5] {
+        assert_eq!(
+            cause(|vcpu| vcpu.msrs.push(Msr { index, data: 0 })),
+            VcpuCause::MsrOfExtendedState { index }
+        );
+    }
+    assert!(matches!(
+        cause(|vcpu| vcpu.cpuid.clear()),
+        VcpuCause::Layout(_)
+    ));
+    assert!(matches!(
+        cause(|vcpu| vcpu.extended.area = &[0; 11_009]),
+        VcpuCause::AreaTooLong {
+            actual_bytes: 11_009,
+            limit_bytes: 11_008
+        }
+    ));
+    assert!(matches!(
+        cause(|vcpu| vcpu.extended.area = vcpu.extended.area.get(..11_007).unwrap()),
+        VcpuCause::AreaLength {
+            required_bytes: 11_008,
+            actual_bytes: 11_007
+        }
+    ));
+}
+
+#[test]
+fn hostile_extended_state_is_named() {
+    // Tiles in use and disabled: the state that takes unfixed hosts down.
+    assert!(matches!(
+        cause(|vcpu| vcpu.extended.xfd = 1 << 18),
+        VcpuCause::State(StateError::InUseWhileDisabled { .. })
+    ));
+    assert!(matches!(
+        cause(|vcpu| vcpu.extended.xfd = 1 << 17),
+        VcpuCause::State(StateError::Xfd { .. })
+    ));
+    assert!(matches!(
+        cause(|vcpu| vcpu.extended.xfd_err = 1),
+        VcpuCause::State(StateError::XfdErr { .. })
+    ));
+    for xcr0 in [0, 2, 0x27, 0xe3, 0x40007, 1 << 63, u64::MAX] {
+        assert!(matches!(
+            cause(|vcpu| vcpu.extended.xcr0 = xcr0),
+            VcpuCause::State(StateError::Xcr0(_))
+        ));
+    }
+    assert!(matches!(
+        area_cause(512, &(1u64 << 40 | 1).to_le_bytes()),
+        VcpuCause::Image(ImageError::Unsupported { .. })
+    ));
+    assert!(matches!(
+        area_cause(520, &(1u64 << 63).to_le_bytes()),
+        VcpuCause::Image(ImageError::Compacted { .. })
+    ));
+    // Reserved bytes of the header, MXCSR, TILECFG's palette.
+    for (at, bytes) in [(528, [1]), (27, [1]), (2752, [2])] {
+        let cause = area_cause(at, &bytes);
+        assert!(matches!(cause, VcpuCause::Image(_)), "{at}: {cause:?}");
+    }
+}
+
+#[test]
+fn the_number_of_vcpus_is_limited() {
+    for vcpus in [0, 17, 100] {
+        let mut snapshot = snapshot();
+        let all = vec![snapshot.vcpus[0].clone(); vcpus];
+        snapshot.vcpus.clear();
+        let state = State {
+            vcpus: all.iter().map(Vcpu::from).collect(),
+        };
+        let state = postcard::to_allocvec(&state).unwrap();
+        assert_eq!(
+            file(&snapshot, &state),
+            Err(SnapshotError::VcpuCount { vcpus, limit: 16 })
+        );
+    }
+}
+
+#[test]
+fn lengths_that_nothing_follows_allocate_nothing() {
+    let mut empty = snapshot();
+    empty.vcpus.clear();
+    // A postcard length of 2^63 vCPUs, or CPUID entries of the first.
+    let huge = [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+    for state in [huge.to_vec(), [&[1][..], &huge].concat()] {
+        assert!(matches!(
+            file(&empty, &state),
+            Err(SnapshotError::Postcard(_))
+        ));
+    }
+    // Something behind the last vCPU.
+    let mut state = postcard::to_allocvec(&State {
+        vcpus: snapshot().vcpus.iter().map(Vcpu::from).collect(),
+    })
+    .unwrap();
+    state.push(0);
+    assert_eq!(
+        file(&empty, &state),
+        Err(SnapshotError::TrailingBytes { bytes: 1 })
+    );
+}
+
+#[test]
+fn page_numbers_ascend_within_memory() {
+    for (numbers, expected) in [
+        (
+            [5, 64],
+            PageError::OutOfRange {
+                page: 64,
+                limit: 64,
+            },
+        ),
+        (
+            [5, u32::MAX],
+            PageError::OutOfRange {
+                page: u32::MAX,
+                limit: 64,
+            },
+        ),
+        ([5, 5], PageError::Order { page: 5, next: 5 }),
+        ([5, 1], PageError::Order { page: 5, next: 1 }),
+    ] {
+        let mut snapshot = snapshot();
+        snapshot.memory.numbers = numbers.to_vec();
+        let bytes = snapshot.to_bytes();
+        assert_eq!(
+            Snapshot::from_bytes(&bytes),
+            Err(SnapshotError::Page(expected))
+        );
+    }
+}
+
+#[test]
+fn the_area_ends_with_what_is_in_use() {
+    let full = snapshot().to_bytes().len();
+    let small = snapshot().map_extended(|extended| {
+        let image = extended
+            .image()
+            .clone()
+            .without(ComponentId::XTILEDATA.bit());
+        ExtendedState::new(image, extended.registers()).unwrap()
+    });
+    let bytes = small.to_bytes();
+    assert!(
+        bytes.len() <= full - 2 * 8192,
+        "tiles that are initial take no room"
+    );
+    assert_eq!(Snapshot::from_bytes(&bytes), Ok(small));
+}
