@@ -5,6 +5,8 @@
 //! load, or refuses. What has to change is in a [`Report`]; a [`Policy`] says which changes are
 //! acceptable. Components stay where they lie: to move them there is [`relayout`](crate::relayout).
 
+use core::fmt;
+
 use thiserror::Error;
 
 use crate::feature::{ComponentId, XFeatures};
@@ -259,7 +261,7 @@ pub enum SanitizeError {
         without_place: XFeatures,
     },
     /// Changes are needed that the policy does not allow.
-    #[error("not allowed: {not_allowed}. Changes: {report}")]
+    #[error("{}. Changes: {report}", Refusal(*not_allowed))]
     Refused {
         /// The losses that the policy does not name. None: the policy allows no change at all.
         not_allowed: Losses,
@@ -274,4 +276,16 @@ pub enum SanitizeError {
     /// the host depends on it.
     #[error(transparent)]
     State(#[from] StateError),
+}
+
+/// Why a policy refuses.
+struct Refusal(Losses);
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("no change is allowed");
+        }
+        write!(f, "not allowed: {}", self.0)
+    }
 }

@@ -511,6 +511,22 @@ fn every_change_and_loss_can_be_read() {
     let foreign =
         Foreign::new(&area, registers(0xe02ff, 0x40001, 0x80000)).with_guest(bits(0xe02e7));
     let refused = sanitize(&foreign, &Target::new(&amx()), Policy::Lossless).unwrap_err();
+    let unchanged = sanitize(&foreign, &Target::new(&amx()), Policy::Unchanged).unwrap_err();
+    assert!(
+        unchanged
+            .to_string()
+            .starts_with("not allowed: UNSUPPORTED | ")
+    );
+    assert_eq!(Losses::empty().to_string(), "none");
+    // A change without a loss, where none is allowed.
+    let mut reserved = common::area(&amx(), 3);
+    reserved[420] = 1;
+    let reserved = Foreign::new(&reserved, registers(7, 0, 0));
+    let refused_reserved = sanitize(&reserved, &Target::new(&amx()), Policy::Unchanged);
+    assert_eq!(
+        refused_reserved.unwrap_err().to_string(),
+        "no change is allowed. Changes: reserved byte 420: 0x01, now 0 (1 such bytes)"
+    );
     let everything = "x87 | SSE | AVX | opmask | ZMM_Hi256 | Hi16_ZMM | PKRU | XTILECFG";
     assert_eq!(
         refused.to_string(),

@@ -28,10 +28,10 @@ bitflags::bitflags! {
 }
 
 impl fmt::Display for Losses {
-    /// Names joined by ` | `; none: `every change`, because that is what is refused then.
+    /// Names joined by ` | `. No bit: `none`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_empty() {
-            return f.write_str("every change");
+            return f.write_str("none");
         }
         bitflags::parser::to_writer(self, f)
     }
