@@ -17,7 +17,7 @@ pub const COMPACTED: u64 = 1 << 63;
 
 pub(crate) const XSTATE_BV: usize = 512;
 pub(crate) const XCOMP_BV: usize = 520;
-const RESERVED: core::ops::Range<usize> = 528..576;
+pub(crate) const RESERVED: core::ops::Range<usize> = 528..576;
 
 /// The two bitmaps of a header whose reserved bytes are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

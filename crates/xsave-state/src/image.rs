@@ -12,7 +12,7 @@ use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::header::{COMPACTED, Header, HeaderError, XCOMP_BV, XSTATE_BV};
 use crate::layout::Layout;
-use crate::legacy::{INITIAL_FCW, INITIAL_MXCSR, Legacy, LegacyError, MXCSR, XMM};
+use crate::legacy::{INITIAL_FCW, INITIAL_MXCSR, Legacy, LegacyError, MXCSR, MXCSR_MASK, XMM};
 use crate::tile::{TILECFG_BYTES, TileConfig, TileConfigError, TileData};
 
 /// A valid standard-format area over borrowed or owned bytes.
@@ -84,6 +84,34 @@ impl<'a> Image<'a> {
             layout: layout.clone(),
             xstate_bv: XFeatures::empty(),
         }
+    }
+
+    /// An image with `in_use` components and their bytes from `component`, each cut to its size;
+    /// zeros where there are none. Everything else is initial.
+    pub(crate) fn of_components<'b>(
+        layout: &Layout,
+        in_use: XFeatures,
+        mxcsr: u32,
+        component: impl Fn(ComponentId) -> Option<&'b [u8]>,
+    ) -> Result<Image<'static>, ImageError> {
+        let mut area = blank(layout.standard_size());
+        for id in in_use.components() {
+            if let Some(content) = component(id)
+                && let Some(range) = layout.component(id).and_then(|c| c.range())
+            {
+                bytes::write(&mut area, range.start, bytes::prefix(content, range.len()));
+            }
+        }
+        // They lie in the midst of x87's bytes.
+        bytes::write(&mut area, MXCSR, &mxcsr.to_le_bytes());
+        bytes::write(&mut area, MXCSR_MASK, &[0; 4]);
+        bytes::write(&mut area, XSTATE_BV, &in_use.bits().to_le_bytes());
+        let xstate_bv = check(&area, layout)?;
+        Ok(Image {
+            area: Cow::Owned(area),
+            layout: layout.clone(),
+            xstate_bv,
+        })
     }
 
     /// The area: [`standard_size`](Layout::standard_size) bytes.

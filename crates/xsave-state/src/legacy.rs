@@ -11,8 +11,9 @@ pub const INITIAL_MXCSR: u32 = 0x1f80;
 pub const INITIAL_FCW: u16 = 0x37f;
 
 pub(crate) const MXCSR: usize = 24;
+pub(crate) const MXCSR_MASK: usize = 28;
 pub(crate) const XMM: core::ops::Range<usize> = 160..416;
-const RESERVED: core::ops::Range<usize> = 416..464;
+pub(crate) const RESERVED: core::ops::Range<usize> = 416..464;
 const SOFTWARE: core::ops::Range<usize> = 464..512;
 
 /// The legacy region of an area, with a valid MXCSR.

@@ -19,10 +19,13 @@ mod bytes;
 pub mod feature;
 pub mod header;
 pub mod image;
+mod initial;
 #[cfg(feature = "kvm")]
 pub mod kvm;
 pub mod layout;
 pub mod legacy;
+pub mod relayout;
+pub mod sanitize;
 pub mod state;
 pub mod tile;
 pub mod xcr0;

@@ -53,6 +53,33 @@ pub fn check(xcr0: XFeatures, supported: XFeatures) -> Result<(), Xcr0Error> {
     Ok(())
 }
 
+/// The largest legal value within both: what is not supported is taken out, and with it what cannot
+/// be without it. x87 is always there.
+///
+/// ```
+/// use xsave_state::{XFeatures, xcr0};
+///
+/// let without_amx_data = XFeatures::from_bits_retain(0x202e7);
+/// let largest = xcr0::largest_within(XFeatures::from_bits_retain(0x602e7), without_amx_data);
+/// assert_eq!(largest.bits(), 0x2e7);
+/// ```
+#[must_use]
+pub fn largest_within(xcr0: XFeatures, supported: XFeatures) -> XFeatures {
+    let mut largest = (xcr0 & supported) | XFeatures::X87;
+    if !largest.contains(XFeatures::SSE) {
+        largest -= XFeatures::AVX;
+    }
+    if !largest.contains(XFeatures::AVX) {
+        largest -= XFeatures::AVX512;
+    }
+    for together in [XFeatures::MPX, XFeatures::AVX512, XFeatures::AMX] {
+        if split(largest, together) {
+            largest -= together;
+        }
+    }
+    largest
+}
+
 /// Some, but not all, of `together`.
 fn split(xcr0: XFeatures, together: XFeatures) -> bool {
     xcr0.intersects(together) && !xcr0.contains(together)
@@ -125,6 +152,28 @@ mod tests {
     fn legal_combinations() {
         for bits in [1, 3, 7, 0x1b, 0x1f, 0xe7, 0x203, 0x2e7, 0x60001, 0x602ff] {
             assert_eq!(verdict(bits), Ok(()), "{bits:#x}");
+        }
+    }
+
+    /// Every value within the supported ones is legal or larger than the largest legal one.
+    #[test]
+    fn the_largest_legal_value() {
+        let supported = XFeatures::from_bits_retain(0x602ff);
+        for bits in (0..0x80000u64).filter(|bits| bits & !0x602ff == 0) {
+            let xcr0 = XFeatures::from_bits_retain(bits);
+            let largest = largest_within(xcr0, supported);
+            assert_eq!(check(largest, supported), Ok(()));
+            if check(xcr0, supported).is_ok() {
+                assert_eq!(largest, xcr0);
+            }
+            assert!((xcr0 | XFeatures::X87).contains(largest));
+            // Nothing legal lies between the two.
+            for id in (xcr0 - largest).components() {
+                let groups = [XFeatures::MPX, XFeatures::AVX512, XFeatures::AMX];
+                let group = groups.into_iter().find(|group| group.contains(id.bit()));
+                let more = largest | (group.unwrap_or(id.bit()) & xcr0);
+                assert!(check(more, supported).is_err(), "{bits:#x}: {more}");
+            }
         }
     }
 

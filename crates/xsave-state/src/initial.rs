@@ -1,0 +1,93 @@
+//! Components that are in use and have the value of their initial state (SDM Vol. 1 §13.6).
+
+use crate::bytes;
+use crate::feature::{ComponentId, XFeatures};
+use crate::image::Image;
+use crate::legacy::{INITIAL_FCW, INITIAL_MXCSR, MXCSR};
+
+/// SSE and AVX: MXCSR is loaded with either (SDM Vol. 1 §13.7, §13.8).
+pub(crate) const MXCSR_HOLDERS: XFeatures = XFeatures::SSE.union(XFeatures::AVX);
+
+impl Image<'_> {
+    /// The components that are in use without need: their bytes are those of the initial state, so
+    /// [`without`](Image::without) them the image is the same state, and smaller where formats leave
+    /// out what is initial.
+    ///
+    /// MXCSR is loaded with SSE and AVX. Where it is not initial, one of them stays in use.
+    ///
+    /// ```
+    /// # fn demo(image: xsave_state::Image<'_>) {
+    /// let initial = image.initial_valued();
+    /// let smaller = image.without(initial);
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn initial_valued(&self) -> XFeatures {
+        let mut initial = XFeatures::empty();
+        for id in self.xstate_bv().components() {
+            let is_initial = self
+                .component(id)
+                .is_some_and(|bytes| is_initial(id, bytes));
+            if is_initial {
+                initial |= id.bit();
+            }
+        }
+        let holders = self.xstate_bv() & MXCSR_HOLDERS;
+        if self.mxcsr() != INITIAL_MXCSR && initial.contains(holders) {
+            initial -= if holders.contains(XFeatures::SSE) {
+                XFeatures::SSE
+            } else {
+                XFeatures::AVX
+            };
+        }
+        initial
+    }
+}
+
+/// Whether `bytes` are the initial value of a component. MXCSR, in the midst of x87's, is not
+/// looked at.
+pub(crate) fn is_initial(id: ComponentId, bytes: &[u8]) -> bool {
+    let zero = |range| bytes::first_nonzero(bytes, range).is_none();
+    match id.number() {
+        0 => bytes::u16_at(bytes, 0) == INITIAL_FCW && zero(2..MXCSR) && zero(32..bytes.len()),
+        // HDC and HWP start with bits set.
+        13 | 16 => false,
+        // With palette 0 nothing else in TILECFG counts.
+        17 => bytes::u8_at(bytes, 0) == 0,
+        _ => zero(0..bytes.len()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: u8) -> ComponentId {
+        ComponentId::new(number).unwrap()
+    }
+
+    #[test]
+    fn x87_is_initial_with_its_control_word_and_any_mxcsr() {
+        let mut x87 = [0; 160];
+        assert!(!is_initial(id(0), &x87));
+        x87[..2].copy_from_slice(&INITIAL_FCW.to_le_bytes());
+        assert!(is_initial(id(0), &x87));
+        for offset in 0..160 {
+            let mut changed = x87;
+            changed[offset] ^= 0x80;
+            let mxcsr = (24..32).contains(&offset);
+            assert_eq!(is_initial(id(0), &changed), mxcsr, "offset {offset}");
+        }
+    }
+
+    #[test]
+    fn other_components_are_initial_when_zero() {
+        assert!(is_initial(ComponentId::AVX, &[0; 256]));
+        assert!(!is_initial(ComponentId::PKRU, &[0, 0, 0, 1, 0, 0, 0, 0]));
+        assert!(!is_initial(id(13), &[0; 8]));
+        let mut tilecfg = [7; 64];
+        assert!(!is_initial(ComponentId::XTILECFG, &tilecfg));
+        tilecfg[0] = 0;
+        assert!(is_initial(ComponentId::XTILECFG, &tilecfg));
+    }
+}

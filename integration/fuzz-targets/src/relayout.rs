@@ -1,0 +1,120 @@
+//! `relayout`: the second checker takes what comes out, and there and back is the identity.
+
+use xsave_state::relayout::{Allowed, RelayoutError, relayout as run};
+use xsave_state::sanitize::{Foreign, Losses, Policy, Target, sanitize};
+use xsave_state::{ComponentId, Image, Registers, XFeatures};
+
+use crate::input::Input;
+use crate::{area, checker, layouts};
+
+/// Two layouts, what may be lost (1 byte and 8), registers (8 bytes each) and an area.
+pub fn relayout(data: &[u8]) {
+    let mut input = Input::new(data);
+    let source = layouts::pick(&mut input);
+    let target = layouts::pick(&mut input);
+    let allowed = Allowed {
+        mxcsr: input.u8() & 1 != 0,
+        components: XFeatures::from_bits_retain(input.u64()),
+    };
+    let registers = Registers {
+        xcr0: XFeatures::from_bits_retain(input.u64()),
+        xfd: XFeatures::from_bits_retain(input.u64()),
+        xfd_err: XFeatures::from_bits_retain(input.u64()),
+    };
+    let area = area::standard(&mut input, source);
+    let foreign = Foreign::new(&area, registers);
+    // With initial values in use: they are this target's business.
+    let Ok(state) = sanitize(&foreign, &Target::new(source), Policy::Unchanged).or_else(|_| {
+        let all = Policy::Allow(Losses::all());
+        sanitize(&foreign, &Target::new(source), all)
+    }) else {
+        return;
+    };
+    let state = state.state;
+
+    let relaid = match run(&state, target, allowed) {
+        Ok(relaid) => relaid,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            assert!(matches!(error, RelayoutError::Lossy { ref losses } if !losses.is_empty()));
+            assert!(source != target, "{error}");
+            let all = Allowed {
+                components: XFeatures::all(),
+                mxcsr: true,
+            };
+            let all = run(&state, target, all).unwrap();
+            assert!(!all.lost.is_empty());
+            return;
+        }
+    };
+    let image = relaid.state.image();
+    assert_eq!(checker::area(image.as_bytes(), target), None);
+    let now = relaid.state.registers();
+    let rule = checker::registers(
+        [now.xcr0, now.xfd, now.xfd_err].map(|bits| bits.bits()),
+        image.xstate_bv().bits(),
+        target.user().bits(),
+        target.xfd().bits(),
+    );
+    assert_eq!(rule, None);
+
+    // Byte by byte, without the crate's notion of equality.
+    for ours in source.components() {
+        let id = ours.id();
+        if id.number() == 0 || !image.xstate_bv().contains(id.bit()) {
+            continue;
+        }
+        if let Some(content) = state.image().component(id) {
+            let len = content.len().min(image.component(id).unwrap().len());
+            assert_eq!(content[..len], image.component(id).unwrap()[..len]);
+            assert!(content[len..].iter().all(|&byte| byte == 0));
+        }
+    }
+    if !relaid.lost.is_empty() {
+        for loss in &relaid.lost {
+            assert!(!loss.to_string().is_empty());
+        }
+        return;
+    }
+    assert_eq!(now, state.registers());
+    assert_eq!(image.mxcsr(), state.image().mxcsr());
+    let back = run(&relaid.state, source, Allowed::NOTHING).unwrap();
+    assert_eq!(back.lost, []);
+    assert_eq!(back.state.registers(), state.registers());
+    assert_eq!(meaning(image), meaning(state.image()));
+    assert_eq!(meaning(back.state.image()), meaning(state.image()));
+    if target.user().contains(state.image().xstate_bv()) && source == target {
+        assert_eq!(back.state, state);
+    }
+    let compacted = image.to_compacted();
+    let parsed = Image::from_compacted(&compacted, target).unwrap();
+    assert_eq!(meaning(&parsed), meaning(image));
+}
+
+/// What a state means, whichever component is in use to hold MXCSR: MXCSR, and the components that
+/// are not initial with their bytes, up to the last that is not zero.
+fn meaning(image: &Image<'_>) -> (u32, Vec<(ComponentId, Vec<u8>)>) {
+    let mut components = Vec::new();
+    for id in image.xstate_bv().components() {
+        let mut bytes = image.component(id).unwrap().to_vec();
+        match id {
+            ComponentId::X87 => bytes[24..32].fill(0),
+            // With palette 0 nothing else in TILECFG counts.
+            ComponentId::XTILECFG if bytes[0] == 0 => bytes.fill(0),
+            _ => {}
+        }
+        let len = bytes
+            .iter()
+            .rposition(|&byte| byte != 0)
+            .map_or(0, |last| last + 1);
+        bytes.truncate(len);
+        let initial = match id {
+            ComponentId::X87 => bytes == [0x7f, 3],
+            _ => bytes.is_empty(),
+        };
+        if !initial {
+            components.push((id, bytes));
+        }
+    }
+    (image.mxcsr(), components)
+}
