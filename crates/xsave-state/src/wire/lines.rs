@@ -1,0 +1,219 @@
+//! A component's bytes as a bitmap of its lines that are not zero, and those lines.
+
+use alloc::vec::Vec;
+
+use super::template::{LINE_BYTES, WORD_BYTES, WORD_LINES};
+use crate::bytes;
+
+/// Lines of a component of `size` bytes. The last may be shorter than the others.
+pub(super) fn count(size: usize) -> usize {
+    size.div_ceil(LINE_BYTES)
+}
+
+/// Bytes of the bitmap of a component of `size` bytes: whole words.
+pub(super) fn bitmap_bytes(size: usize) -> usize {
+    count(size).div_ceil(WORD_LINES).saturating_mul(WORD_BYTES)
+}
+
+/// Whether all bytes are zero. Most lines that are not show it in their first eight bytes.
+#[inline]
+pub(super) fn is_zero(line: &[u8]) -> bool {
+    let Some((first, rest)) = line.split_first_chunk::<8>() else {
+        return line.iter().all(|&byte| byte == 0);
+    };
+    if u64::from_le_bytes(*first) != 0 {
+        return false;
+    }
+    // Without an early exit the compiler makes vector code of it.
+    let (words, tail) = rest.as_chunks::<8>();
+    words
+        .iter()
+        .fold(0, |all, &word| all | u64::from_le_bytes(word))
+        == 0
+        && tail.iter().all(|&byte| byte == 0)
+}
+
+/// Appends the bitmap of `component`, and its lines that are not zero.
+#[inline]
+pub(super) fn compress(component: &[u8], out: &mut Vec<u8>) {
+    let bitmap_at = out.len();
+    let lines_at = bitmap_at.saturating_add(bitmap_bytes(component.len()));
+    out.resize(lines_at, 0);
+    let words = component.chunks(LINE_BYTES * WORD_LINES);
+    for (word_at, lines) in (bitmap_at..).step_by(WORD_BYTES).zip(words) {
+        let mut word = 0u64;
+        for (bit, line) in (0..).zip(lines.chunks(LINE_BYTES)) {
+            word |= u64::from(!is_zero(line)).wrapping_shl(bit);
+        }
+        bytes::put(out, word_at, word.to_le_bytes());
+        for (stored, run) in Runs::new(word, lines.len()) {
+            if stored {
+                out.extend_from_slice(bytes::range(lines, run));
+            }
+        }
+    }
+}
+
+/// How many bytes the lines of `bitmap` have, of a component of `size` bytes.
+pub(super) fn stored_bytes(bitmap: &[u8], size: usize) -> usize {
+    let stored = bitmap.as_chunks().0.iter().fold(0usize, |sum, &word| {
+        let ones = u64::from_le_bytes(word).count_ones();
+        sum.saturating_add(usize::try_from(ones).unwrap_or(usize::MAX))
+    });
+    let whole = stored.saturating_mul(LINE_BYTES);
+    let last = count(size).saturating_sub(1);
+    if is_set(bitmap, last) {
+        let missing = count(size).saturating_mul(LINE_BYTES).saturating_sub(size);
+        whole.saturating_sub(missing)
+    } else {
+        whole
+    }
+}
+
+/// Whether line `line` is stored.
+pub(super) fn is_set(bitmap: &[u8], line: usize) -> bool {
+    let byte = bitmap.get(line / 8).copied().unwrap_or(0);
+    byte & 1u8.wrapping_shl(u32::try_from(line % 8).unwrap_or(0)) != 0
+}
+
+/// The first bit of `bitmap` that is set and stands for no line.
+pub(super) fn first_beyond(bitmap: &[u8], size: usize) -> Option<usize> {
+    let bits = bitmap.len().saturating_mul(8);
+    (count(size)..bits).find(|&line| is_set(bitmap, line))
+}
+
+/// Writes all of `component`: the lines of `stored`, which has as many as `bitmap` says, and zeros.
+#[inline]
+pub(super) fn expand(bitmap: &[u8], mut stored: &[u8], component: &mut [u8]) {
+    let words = component.chunks_mut(LINE_BYTES * WORD_LINES);
+    for (lines, &word) in words.zip(bitmap.as_chunks().0) {
+        let len = lines.len();
+        for (is_stored, run) in Runs::new(u64::from_le_bytes(word), len) {
+            let Some(run) = lines.get_mut(run) else { break };
+            if !is_stored {
+                run.fill(0);
+            } else if let Some((content, rest)) = stored.split_at_checked(run.len()) {
+                run.copy_from_slice(content);
+                stored = rest;
+            }
+        }
+    }
+}
+
+/// The runs of equal bits in a word of a bitmap, from bit 0: their value, and the bytes that they
+/// stand for of the `len` that the word stands for.
+struct Runs {
+    word: u64,
+    bit: u32,
+    at: usize,
+    len: usize,
+}
+
+impl Runs {
+    fn new(word: u64, len: usize) -> Self {
+        Self {
+            word,
+            bit: 0,
+            at: 0,
+            len,
+        }
+    }
+}
+
+impl Iterator for Runs {
+    type Item = (bool, core::ops::Range<usize>);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at >= self.len {
+            return None;
+        }
+        let rest = self.word.wrapping_shr(self.bit);
+        let stored = rest & 1 != 0;
+        let run = if stored {
+            rest.trailing_ones()
+        } else {
+            rest.trailing_zeros()
+        };
+        self.bit = self.bit.saturating_add(run);
+        let end = if self.bit >= u64::BITS {
+            self.len
+        } else {
+            let bit = usize::try_from(self.bit).unwrap_or(usize::MAX);
+            self.len.min(bit.saturating_mul(LINE_BYTES))
+        };
+        let start = core::mem::replace(&mut self.at, end);
+        Some((stored, start..end))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sparse(size: usize, used: &[usize]) -> Vec<u8> {
+        let mut component = vec![0; size];
+        for &byte in used {
+            component[byte] = 0x80;
+        }
+        component
+    }
+
+    /// Every size around a line and a word, each with its ends and its middle in use.
+    #[test]
+    fn there_and_back_at_every_boundary() {
+        for size in (1..=200).chain([4095, 4096, 4097, 4160, 8192, 8193, 12_345]) {
+            for used in [
+                &[][..],
+                &[0],
+                &[size - 1],
+                &[size / 2],
+                &[0, size / 2, size - 1],
+            ] {
+                let component = sparse(size, used);
+                let mut out = vec![7; 3];
+                compress(&component, &mut out);
+                let (bitmap, stored) = out[3..].split_at(bitmap_bytes(size));
+                assert_eq!(
+                    stored_bytes(bitmap, size),
+                    stored.len(),
+                    "{size} bytes, {used:?}"
+                );
+                assert_eq!(first_beyond(bitmap, size), None);
+                let mut back = vec![0xff; size];
+                expand(bitmap, stored, &mut back);
+                assert_eq!(back, component, "{size} bytes, {used:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_byte_makes_its_line_stored() {
+        for size in [8, 64, 160, 4160] {
+            for byte in 0..size {
+                let mut out = Vec::new();
+                compress(&sparse(size, &[byte]), &mut out);
+                let bitmap = &out[..bitmap_bytes(size)];
+                let set: Vec<usize> = (0..count(size)).filter(|&l| is_set(bitmap, l)).collect();
+                assert_eq!(set, [byte / 64], "byte {byte} of {size}");
+            }
+        }
+    }
+
+    #[test]
+    fn zero_lines_are_left_out() {
+        let mut out = Vec::new();
+        compress(&[0; 8192], &mut out);
+        assert_eq!(out, [0; 16]);
+        assert!((0..64).all(|len| is_zero(&vec![0; len])));
+    }
+
+    #[test]
+    fn bits_beyond_the_last_line_are_found() {
+        for bit in 0..64 {
+            let bitmap = (1u64 << bit).to_le_bytes();
+            let beyond = (bit >= 3).then_some(bit);
+            assert_eq!(first_beyond(&bitmap, 160), beyond);
+        }
+    }
+}
