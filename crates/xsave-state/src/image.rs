@@ -67,6 +67,7 @@ impl<'a> Image<'a> {
     /// # Errors
     ///
     /// The first rule that the area breaks. Every error has both values.
+    #[inline]
     pub fn parse(area: &'a [u8], layout: &Layout) -> Result<Self, ImageError> {
         let xstate_bv = check(area, layout)?;
         Ok(Self {

@@ -607,6 +607,28 @@ mod tests {
         );
     }
 
+    /// The check that knows no shapes, on every value of every byte of configurations with and
+    /// without tiles that are not configured.
+    #[test]
+    fn check_says_what_parse_says() {
+        let mut half = full();
+        half[16 + 2 * 5..][..2].fill(0);
+        half[48 + 5] = 0;
+        for sound in [full(), half] {
+            for at in 0..64 {
+                for value in 0..=255 {
+                    let mut bytes = sound;
+                    bytes[at] = value;
+                    assert_eq!(
+                        TileConfig::check(&bytes, &[palette()]),
+                        TileConfig::parse(&bytes, &[palette()]).map(drop),
+                        "byte {at}: {value}"
+                    );
+                }
+            }
+        }
+    }
+
     #[test]
     fn without_palettes_only_the_initial_state_is_valid() {
         assert_eq!(

