@@ -27,8 +27,22 @@ fn is_zero(line: &[u8]) -> bool {
 /// Most lines that are not zero show it in their first eight bytes.
 #[inline]
 fn is_zero_line(line: &[u8; LINE_BYTES]) -> bool {
+    begins_with_zeros(line) && is_all_zero(line)
+}
+
+#[inline]
+fn begins_with_zeros(line: &[u8; LINE_BYTES]) -> bool {
     let [a, b, c, d, e, f, g, h, ..] = *line;
-    u64::from_le_bytes([a, b, c, d, e, f, g, h]) == 0 && is_all_zero(line)
+    u64::from_le_bytes([a, b, c, d, e, f, g, h]) == 0
+}
+
+/// Whether every line shows in its first eight bytes that it is not zero. Without a branch for each:
+/// the tiles of a program that computes are such lines.
+#[inline]
+fn all_begin_nonzero(lines: &[[u8; LINE_BYTES]]) -> bool {
+    !lines
+        .iter()
+        .fold(false, |zeros, line| zeros | begins_with_zeros(line))
 }
 
 /// On its own, because where it is inlined the compiler does it for every line, and the first eight
@@ -43,7 +57,11 @@ fn is_all_zero(line: &[u8; LINE_BYTES]) -> bool {
 #[inline]
 pub(super) fn first_zero(lines: &[u8]) -> Option<usize> {
     let (whole, rest) = lines.as_chunks();
-    let first = whole.iter().position(is_zero_line);
+    let first = if all_begin_nonzero(whole) {
+        None
+    } else {
+        whole.iter().position(is_zero_line)
+    };
     first.or_else(|| (!rest.is_empty() && is_zero(rest)).then_some(whole.len()))
 }
 
@@ -52,15 +70,19 @@ pub(super) fn first_zero(lines: &[u8]) -> Option<usize> {
 fn word_of(lines: &[u8]) -> u64 {
     let (whole, rest) = lines.as_chunks();
     let mut word = 0;
-    let mut bit = 1u64;
-    for line in whole {
-        if !is_zero_line(line) {
-            word |= bit;
+    let lines = u32::try_from(whole.len()).unwrap_or(0);
+    if all_begin_nonzero(whole) {
+        // 64 lines: the shift is out of range, and all bits are set.
+        word = 1u64.checked_shl(lines).unwrap_or(0).wrapping_sub(1);
+    } else {
+        for (bit, line) in (0..).zip(whole) {
+            if !is_zero_line(line) {
+                word |= 1u64.wrapping_shl(bit);
+            }
         }
-        bit = bit.wrapping_shl(1);
     }
     if !is_zero(rest) {
-        word |= bit;
+        word |= 1u64.wrapping_shl(lines);
     }
     word
 }
@@ -241,7 +263,17 @@ mod tests {
         let mut out = Vec::new();
         compress(&[0; 8192], &mut out);
         assert_eq!(out, [0; 16]);
-        assert!((0..=64).all(|len| is_zero(&vec![0; len])));
+        for size in (1..300).chain([8192]) {
+            let mut lines = vec![1; size];
+            assert_eq!(first_zero(&lines), None);
+            for line in 0..count(size) {
+                let end = size.min(64 * line + 64);
+                lines[64 * line..end].fill(0);
+                assert_eq!(first_zero(&lines), Some(line), "{size} bytes");
+                lines[end - 1] = 1;
+                assert_eq!(first_zero(&lines), None, "{size} bytes");
+            }
+        }
     }
 
     #[test]
