@@ -83,6 +83,17 @@ pub(crate) fn write(area: &mut [u8], offset: usize, content: &[u8]) {
     }
 }
 
+/// Copies `content` to `offset` of `area`, if it fits there.
+#[inline]
+pub(crate) fn put<const N: usize>(area: &mut [u8], offset: usize, content: [u8; N]) {
+    if let Some(to) = area
+        .get_mut(offset..)
+        .and_then(|rest| rest.first_chunk_mut())
+    {
+        *to = content;
+    }
+}
+
 /// Copies `from` of one area to `offset` of another.
 pub(crate) fn copy(area: &[u8], from: Range<usize>, to: &mut [u8], offset: usize) {
     write(to, offset, range(area, from));
@@ -118,6 +129,9 @@ mod tests {
         write(&mut area, 9, &[1]);
         copy(&[5, 6, 7], 1..3, &mut area, 0);
         assert_eq!(area, [6, 7, 1, 2]);
+        put(&mut area, 3, [8, 9]);
+        assert_eq!(area, [6, 7, 1, 2]);
+        put(&mut area, 2, [1, 2]);
         fill(&mut area, 3..4, 9);
         fill(&mut area, 3..5, 8);
         assert_eq!(area, [6, 7, 1, 9]);

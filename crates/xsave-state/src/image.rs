@@ -67,10 +67,25 @@ impl<'a> Image<'a> {
     /// # Errors
     ///
     /// The first rule that the area breaks. Every error has both values.
+    #[inline]
     pub fn parse(area: &'a [u8], layout: &Layout) -> Result<Self, ImageError> {
         let xstate_bv = check(area, layout)?;
         Ok(Self {
             area: Cow::Borrowed(bytes::prefix(area, layout.standard_size())),
+            layout: layout.clone(),
+            xstate_bv,
+        })
+    }
+
+    /// The same for an area of its own: what is beyond the layout's size is cut off.
+    pub(crate) fn from_area(
+        mut area: Vec<u8>,
+        layout: &Layout,
+    ) -> Result<Image<'static>, ImageError> {
+        let xstate_bv = check(&area, layout)?;
+        area.truncate(layout.standard_size());
+        Ok(Image {
+            area: Cow::Owned(area),
             layout: layout.clone(),
             xstate_bv,
         })
@@ -283,12 +298,7 @@ impl<'a> Image<'a> {
             }
         }
         bytes::write(&mut standard, XSTATE_BV, &xstate_bv.bits().to_le_bytes());
-        check(&standard, layout)?;
-        Ok(Image {
-            area: Cow::Owned(standard),
-            layout: layout.clone(),
-            xstate_bv,
-        })
+        Ok(Self::from_area(standard, layout)?)
     }
 
     /// The same state in the compacted format: XCOMP_BV names the components in use, and SSE with
@@ -397,7 +407,7 @@ fn check(area: &[u8], layout: &Layout) -> Result<XFeatures, ImageError> {
         && let Some(offset) = component.offset()
     {
         let tilecfg = bytes::array::<TILECFG_BYTES>(area, offset);
-        TileConfig::parse(&tilecfg, layout.palettes())?;
+        TileConfig::check(&tilecfg, layout.palettes())?;
     }
     Ok(xstate_bv)
 }

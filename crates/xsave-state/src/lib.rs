@@ -15,6 +15,8 @@ extern crate alloc;
 #[cfg(feature = "kvm")]
 extern crate std;
 
+#[cfg(feature = "arbitrary")]
+mod arbitrary;
 mod bytes;
 pub mod feature;
 pub mod header;
@@ -28,6 +30,7 @@ pub mod relayout;
 pub mod sanitize;
 pub mod state;
 pub mod tile;
+pub mod wire;
 pub mod xcr0;
 
 pub use feature::{ComponentId, XFeatures};

@@ -81,6 +81,7 @@ impl<'a> ExtendedState<'a> {
     /// # Errors
     ///
     /// The first rule that they break, with the values.
+    #[inline]
     pub fn new(image: Image<'a>, registers: Registers) -> Result<Self, StateError> {
         let Registers { xcr0, xfd, xfd_err } = registers;
         let layout = image.layout();

@@ -23,6 +23,7 @@ use crate::feature::XFeatures;
 ///     Err(Xcr0Error::AmxSplit { .. })
 /// ));
 /// ```
+#[inline]
 pub fn check(xcr0: XFeatures, supported: XFeatures) -> Result<(), Xcr0Error> {
     let unsupported = xcr0 - supported;
     if !unsupported.is_empty() {
