@@ -1,0 +1,12 @@
+//! The fidelity suite: the processor and the kernel that this runs on, held to the manual.
+#![allow(
+    missing_docs,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+
+mod bench;
+mod xrstor;
+mod xsave;
