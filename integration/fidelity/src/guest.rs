@@ -238,8 +238,10 @@ pub struct World {
 }
 
 impl World {
-    /// Puts page tables, descriptor tables, a stack and the code of `trial.asm` into the arena.
-    pub fn new(arena: &mut Arena) -> Self {
+    /// Puts page tables, descriptor tables, a stack and the code of `trial.asm` into the arena, on pages
+    /// of the supervisor or of the user.
+    pub fn new(arena: &mut Arena, user_pages: bool) -> Self {
+        let flags = if user_pages { 7 } else { 3 };
         let tables = arena.take_aligned(3 * PAGE, PAGE);
         let (at, physical) = (arena.address(), tables.offset());
         let index = |shift: u32| ((at >> shift) & 0x1ff) as usize;
@@ -247,11 +249,11 @@ impl World {
         let pages = arena.size() >> 21;
         assert!(first + pages <= 512, "the arena crosses a GiB");
         let mut entries = vec![
-            (index(39), (physical + 0x1000) | 3),
-            (512 + index(30), (physical + 0x2000) | 3),
+            (index(39), (physical + 0x1000) | flags),
+            (512 + index(30), (physical + 0x2000) | flags),
         ];
         for page in 0..pages {
-            entries.push((1024 + first + page, (page as u64) << 21 | 0x83));
+            entries.push((1024 + first + page, (page as u64) << 21 | 0x80 | flags));
         }
         for (index, entry) in entries {
             arena.bytes_mut(tables)[index * 8..][..8].copy_from_slice(&entry.to_le_bytes());
@@ -280,6 +282,26 @@ impl World {
             code: code.address(),
             stack: stack.address() + 4 * PAGE as u64 - 64,
         }
+    }
+
+    /// Enters the program that does what the kernel's selftest for AMX does: rdi is a configuration, rsi
+    /// a tile in memory, r8 an area, r9 where it leaves notes. See `selftest.asm`.
+    pub fn enter_selftest(&self, vm: &Vm, [rdi, rsi, r8, r9]: [u64; 4]) {
+        self.enter(vm, self.code + trial::selftest_entry());
+        let mut regs = vm.vcpu.get_regs().unwrap();
+        (regs.rdi, regs.rsi, regs.r8, regs.r9) = (rdi, rsi, r8, r9);
+        vm.vcpu.set_regs(&regs).unwrap();
+    }
+
+    /// Enters the program that goes to CPL 3 by SYSRET, with an odd stack segment.
+    pub fn enter_sysret(&self, vm: &Vm) {
+        const MSR_STAR: u32 = 0xc000_0081;
+        self.enter(vm, self.code + trial::sysret_entry());
+        let mut sregs = vm.vcpu.get_sregs().unwrap();
+        sregs.efer |= 1;
+        (sregs.ss.base, sregs.ss.limit, sregs.ss.g) = (0x1000, 0xfff, 0);
+        vm.vcpu.set_sregs(&sregs).unwrap();
+        assert!(vm.set_msr(MSR_STAR, 0x0010_0008 << 32));
     }
 
     /// Long mode at CPL 0, with all of XCR0 enabled, at this address.
@@ -341,7 +363,7 @@ impl Guest {
     pub fn new() -> Option<Self> {
         let kvm = kvm()?;
         let mut arena = Arena::new(8);
-        let world = World::new(&mut arena);
+        let world = World::new(&mut arena, false);
         let trials = arena.take(BATCH * size_of::<Trial>());
         let initial = trial::initial_area(&mut arena);
         // SAFETY: The arena is in the same structure, behind the VM, and so is dropped after it.

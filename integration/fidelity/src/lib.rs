@@ -15,9 +15,12 @@
 )]
 
 pub mod arena;
+pub mod changing_code;
 pub mod cpuid;
+pub mod frame;
 pub mod guest;
 pub mod pattern;
+pub mod pkey;
 pub mod process;
 pub mod sdm;
 pub mod trap;

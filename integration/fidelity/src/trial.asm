@@ -124,6 +124,8 @@ amx_fidelity_op tilestored5, tilestored [rdi + rsi], tmm5
 # TILELOADD and TILESTORED of tmm5 with a SIB byte that names no index.
 amx_fidelity_op tileloadd5_no_index, .byte 0xc4, 0xe2, 0x7b, 0x4b, 0x2c, 0x27
 amx_fidelity_op tilestored5_no_index, .byte 0xc4, 0xe2, 0x7a, 0x4b, 0x2c, 0x27
+# TILELOADD tmm5, [rdi] without a SIB byte.
+amx_fidelity_op tileloadd5_no_sib, .byte 0xc4, 0xe2, 0x7b, 0x4b, 0x2f
 amx_fidelity_op tdpbssd, tdpbssd tmm0, tmm1, tmm2
 amx_fidelity_op tdpbsud, tdpbsud tmm0, tmm1, tmm2
 amx_fidelity_op tdpbusd, tdpbusd tmm0, tmm1, tmm2
@@ -133,6 +135,10 @@ amx_fidelity_op tdpbssd_same, .byte 0xc4, 0xe2, 0x6b, 0x5e, 0xc0
 amx_fidelity_op fnop, fnop
 amx_fidelity_op vaddps, vaddps zmm16, zmm17, zmm18
 amx_fidelity_op breakpoint, int3
+# sched_yield, in a process.
+amx_fidelity_op yield, mov eax, 24; syscall
+amx_fidelity_op write_xfd, mov ecx, 0x1c4; wrmsr
+amx_fidelity_op write_xfd_err, mov ecx, 0x1c5; wrmsr
 
 # A guest enters here, with rdi and rsi as for amx_fidelity_run, and leaves with OUT to port 10H.
 .globl amx_fidelity_guest
@@ -169,5 +175,4 @@ amx_fidelity_exception:
     pop rcx
     out 0x11, al
     hlt
-amx_fidelity_end:
 .popsection

@@ -11,7 +11,13 @@ use crate::arena::{Arena, Piece};
 use crate::pattern::MXCSR_RESET;
 use crate::trap;
 
-global_asm!(include_str!("trial.asm"));
+global_asm!(
+    include_str!("trial.asm"),
+    include_str!("selftest.asm"),
+    ".pushsection .text.amx_fidelity",
+    "amx_fidelity_end:",
+    ".popsection"
+);
 
 /// In r10 while an instruction is under test: a fault then ends it and puts its own number there.
 pub(crate) const UNDER_TEST: u64 = 0x616d_782d_6669_6465;
@@ -73,6 +79,8 @@ instructions! {
     TileloaddNoIndex = amx_fidelity_op_tileloadd5_no_index,
     /// TILESTORED \[operand\], tmm5, with a SIB byte without an index.
     TilestoredNoIndex = amx_fidelity_op_tilestored5_no_index,
+    /// TILELOADD tmm5, \[operand\], without a SIB byte.
+    TileloaddNoSib = amx_fidelity_op_tileloadd5_no_sib,
     /// TDPBSSD tmm0, tmm1, tmm2.
     Tdpbssd = amx_fidelity_op_tdpbssd,
     /// TDPBSUD tmm0, tmm1, tmm2.
@@ -91,6 +99,12 @@ instructions! {
     Vaddps = amx_fidelity_op_vaddps,
     /// INT3.
     Breakpoint = amx_fidelity_op_breakpoint,
+    /// sched_yield; in a process.
+    Yield = amx_fidelity_op_yield,
+    /// WRMSR of IA32_XFD, with the requested components as the value; CPL 0.
+    WriteXfd = amx_fidelity_op_write_xfd,
+    /// WRMSR of IA32_XFD_ERR, with the requested components as the value; CPL 0.
+    WriteXfdErr = amx_fidelity_op_write_xfd_err,
 }
 
 unsafe extern "sysv64" {
@@ -98,6 +112,8 @@ unsafe extern "sysv64" {
     fn amx_fidelity_guest();
     fn amx_fidelity_vectors();
     fn amx_fidelity_end();
+    fn amx_fidelity_selftest();
+    fn amx_fidelity_sysret();
     fn amx_fidelity_run(trials: *mut Trial, count: u64);
 }
 
@@ -108,6 +124,16 @@ fn offset_of(address: usize) -> u64 {
 /// Offset of a guest's entry in [`code`].
 pub(crate) fn guest_entry() -> u64 {
     offset_of(amx_fidelity_guest as *const () as usize)
+}
+
+/// Offset of the guest program that does what the kernel's selftest for AMX does.
+pub(crate) fn selftest_entry() -> u64 {
+    offset_of(amx_fidelity_selftest as *const () as usize)
+}
+
+/// Offset of the guest program that goes to CPL 3 by SYSRET.
+pub(crate) fn sysret_entry() -> u64 {
+    offset_of(amx_fidelity_sysret as *const () as usize)
 }
 
 /// Offset of the handler of an exception in [`code`].

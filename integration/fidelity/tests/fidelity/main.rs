@@ -8,5 +8,17 @@
 )]
 
 mod bench;
+mod cpuid;
+mod host;
+mod kernel_cases;
+mod machine;
+mod memory;
+mod signal;
+mod tilecfg;
+mod tiles;
+mod tmul;
+mod xfd;
 mod xrstor;
 mod xsave;
+mod xsave_legacy;
+mod xsave_tiles;

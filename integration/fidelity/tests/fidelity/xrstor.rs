@@ -71,7 +71,7 @@ pub(crate) fn check(bench: &Bench, case: Case, outcome: &Outcome<'_>) -> Result<
             outcome.trial.xfd_err()
         ));
     }
-    bench.same("the registers", outcome.result, &bench.all_of(&state))
+    bench.registers(outcome, &state)
 }
 
 fn headers(compacted: bool) -> impl Iterator<Item = Header> + Clone {
@@ -114,6 +114,7 @@ fn enumerate(processor: &mut impl Processor, supervisor: bool, compacted: bool) 
     });
     bench.run(
         processor,
+        true,
         cases,
         |case, area| prepare(&bench, case, area),
         |case, outcome| check(&bench, case, outcome),

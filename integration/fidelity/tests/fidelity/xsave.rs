@@ -73,7 +73,7 @@ fn enumerate(processor: &mut impl Processor, kind: Save) {
             .requesting(case.rfbm)
             .with_xfd(case.xfd)
     };
-    bench.run(processor, cases, prepare, |case, outcome| {
+    bench.run(processor, false, cases, prepare, |case, outcome| {
         compare(&bench, kind, case, outcome)
     });
 }
