@@ -136,9 +136,19 @@ amx_fidelity_op fnop, fnop
 amx_fidelity_op vaddps, vaddps zmm16, zmm17, zmm18
 amx_fidelity_op breakpoint, int3
 # sched_yield, in a process.
-amx_fidelity_op yield, mov eax, 24; syscall
-amx_fidelity_op write_xfd, mov ecx, 0x1c4; wrmsr
-amx_fidelity_op write_xfd_err, mov ecx, 0x1c5; wrmsr
+.globl amx_fidelity_op_yield, amx_fidelity_op_write_xfd, amx_fidelity_op_write_xfd_err
+amx_fidelity_op_yield:
+    mov eax, 24
+    syscall
+    ret
+amx_fidelity_op_write_xfd:
+    mov ecx, 0x1c4
+    wrmsr
+    ret
+amx_fidelity_op_write_xfd_err:
+    mov ecx, 0x1c5
+    wrmsr
+    ret
 
 # A guest enters here, with rdi and rsi as for amx_fidelity_run, and leaves with OUT to port 10H.
 .globl amx_fidelity_guest
