@@ -8,7 +8,7 @@ pub fn write_and_call(arena: &mut Arena, piece: Piece, at: usize, value: u32) ->
     // MOV EAX, imm32; RET.
     let [a, b, c, d] = value.to_le_bytes();
     arena.bytes_mut(piece)[at..][..6].copy_from_slice(&[0xb8, a, b, c, d, 0xc3]);
-    let address = (piece.address() as usize + at) as *const ();
+    let address = (usize::try_from(piece.address()).unwrap() + at) as *const ();
     // SAFETY: A pointer to a function of this type is an address of code.
     let function =
         unsafe { std::mem::transmute::<*const (), extern "sysv64" fn() -> u32>(address) };

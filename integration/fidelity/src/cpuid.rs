@@ -71,11 +71,11 @@ impl Layout {
     #[must_use]
     pub fn compacted(&self, xcomp_bv: u64) -> [usize; 63] {
         let mut offsets = [0; 63];
-        let mut next = 576;
+        let mut next = 576_usize;
         for (i, place) in self.components() {
             if xcomp_bv >> i & 1 != 0 {
                 if place.aligned {
-                    next = (next + 63) / 64 * 64;
+                    next = next.next_multiple_of(64);
                 }
                 offsets[i as usize] = next;
                 next += place.size;

@@ -78,9 +78,11 @@ extern "C" fn on_trap(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut lib
     if area.is_null() || copy.is_null() {
         return;
     }
-    // SAFETY: `fpregs` points to an area of 512 bytes at least; the kernel describes what is behind it in
-    // bytes 464 to 511, of which 480 to 483 are its size.
-    let words: [u32; 12] = unsafe { area.add(464).cast::<[u32; 12]>().read_unaligned() };
+    // SAFETY: `fpregs` points to an area of 512 bytes at least.
+    let description = unsafe { area.add(464) }.cast::<[u32; 12]>();
+    // SAFETY: The kernel describes what is behind the area in its bytes 464 to 511, of which 480 to 483
+    // are the size; they are 48 bytes within the 512.
+    let words = unsafe { description.read_unaligned() };
     let size = if words[0] == MAGIC[0] {
         words[4] as usize + 4
     } else {
@@ -101,8 +103,9 @@ extern "C" fn on_trap(_: libc::c_int, _: *mut libc::siginfo_t, context: *mut lib
         if at < size {
             // SAFETY: The byte is in the frame, by the check.
             let byte = unsafe { area.add(at) };
-            // SAFETY: The frame is this handler's to change, and nothing refers to it.
-            unsafe { *byte = !*byte };
+            // SAFETY: The frame is this handler's to change, and nothing else refers to it.
+            let byte = unsafe { &mut *byte };
+            *byte = !*byte;
         }
     } else if deed == Deed::Clear as u32 && size > 576 {
         // SAFETY: The header is in the frame, by the check.

@@ -63,15 +63,14 @@ impl Key {
 pub fn kernel_access(at: Piece, write: bool) -> Result<(), i32> {
     let mut ends = [0; 2];
     // SAFETY: pipe writes two numbers to the array.
-    assert_eq!(unsafe { libc::pipe(ends.as_mut_ptr()) }, 0);
+    let result = unsafe { libc::pipe(ends.as_mut_ptr()) };
+    assert_eq!(result, 0, "pipe");
     let byte = 7_u8;
-    let address = at.address() as usize as *mut libc::c_void;
+    let address = usize::try_from(at.address()).unwrap() as *mut libc::c_void;
     let result = if write {
         // SAFETY: One byte is read from `byte`.
-        assert_eq!(
-            unsafe { libc::write(ends[1], (&raw const byte).cast(), 1) },
-            1
-        );
+        let sent = unsafe { libc::write(ends[1], (&raw const byte).cast(), 1) };
+        assert_eq!(sent, 1, "write");
         // SAFETY: The kernel writes one byte of an arena, to which nothing refers now, or fails.
         unsafe { libc::read(ends[0], address, 1) }
     } else {
