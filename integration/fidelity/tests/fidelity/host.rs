@@ -167,6 +167,7 @@ fn tiles_survive_other_threads_and_guests() {
     let done = AtomicBool::new(false);
     let done = &done;
     std::thread::scope(|scope| {
+        let _stop = Stop(done);
         scope.spawn(move || {
             let mut other = crate::machine::here().unwrap();
             let tiles = noise(8, 0, 8192);
@@ -202,8 +203,16 @@ fn tiles_survive_other_threads_and_guests() {
             assert_eq!(machine.component(TILECFG), config);
             assert!(machine.component(TILEDATA) == tiles, "this thread's tiles");
         }
-        done.store(true, Ordering::Relaxed);
     });
+}
+
+/// Ends the other threads, also where this one has failed.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
