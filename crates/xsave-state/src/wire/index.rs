@@ -62,7 +62,7 @@ fn checksum(header: &[u8], index: &[u8], trailer: &[u8]) -> u32 {
 /// known than that it is within the container.
 ///
 /// To read one vCPU from a file: read the last [`Trailer::BYTES`], then [`Trailer::index`] and the
-/// first [`Index::HEADER_BYTES`], then [`Index::range`]. [`Container`](super::Container) does it for
+/// first [`Index::HEADER_BYTES`], then [`Index::find`]. [`Container`](super::Container) does it for
 /// bytes in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trailer {
