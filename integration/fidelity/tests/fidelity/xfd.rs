@@ -108,6 +108,34 @@ fn xfd_leaves_everything_else_alone() {
 }
 
 #[test]
+fn xfd_makes_xsave_see_initial_tile_data() {
+    let Some(mut machine) = guest() else { return };
+    let place = machine.layout.place(TILEDATA).unwrap();
+    for xfd in [0, TILEDATA_BIT] {
+        let trial = with_live_tiles(&mut machine, Instruction::Xsave);
+        machine.set_operand(&[0xee; AREA]);
+        let trial = machine.run(trial.with_xfd(xfd));
+        assert_eq!(trial.fault(), None);
+        let area = machine.operand();
+        let expected = if xfd == 0 {
+            noise(4, 4, 8192)
+        } else {
+            vec![0; 8192]
+        };
+        assert!(
+            area[place.offset..][..place.size] == expected,
+            "saved with IA32_XFD {xfd:#x}"
+        );
+        let xstate_bv = u64::from_le_bytes(area[512..520].try_into().unwrap());
+        assert_eq!(xstate_bv & TILEDATA_BIT, TILEDATA_BIT & !xfd, "XSTATE_BV");
+        assert!(
+            machine.component(TILEDATA) == noise(4, 4, 8192),
+            "the tiles themselves stay"
+        );
+    }
+}
+
+#[test]
 fn xfd_does_not_stop_what_initializes_tile_data() {
     let Some(mut machine) = guest() else { return };
     let new = config(&[(16, 64); 8]);
