@@ -20,6 +20,8 @@ pub const ROWS: usize = 0x20;
 pub const ENTRY: usize = 0x28;
 /// u64: 1 when the body has stored its result.
 pub const DONE: usize = 0x30;
+/// u64: 1 where #NM is expected, with the XFD payload's handler for it.
+pub const EXPECTS_NM: usize = 0x38;
 /// 64 bytes for values on their way between registers.
 pub const TMP: usize = 0x40;
 /// 32 bytes: the byte shuffle of the AVX2 and SSE payloads.
@@ -55,6 +57,11 @@ pub const OUT_OPMASK: usize = 0x280;
 /// 64 bytes: TILECFG at the end.
 pub const OUT_TILECFG: usize = 0x2c0;
 
+/// u32: IA32_XFD_ERR as the handler of #NM found it.
+pub const OUT_XFD_ERR: usize = 0x300;
+/// u32: IA32_XFD as the handler of #NM found it.
+pub const OUT_XFD: usize = 0x304;
+
 /// Seventeen rows of 64 bytes through which tiles are moved.
 pub const SCRATCH: usize = 0x400;
 /// Vector registers, 64 bytes each, or tiles, 1024 bytes each, at the start.
@@ -66,6 +73,8 @@ pub const OUT_VECTORS: usize = 0x3000;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// A vCPU writes the vector of an exception here that no payload raises on purpose.
 pub const FAULT_PORT: u16 = 0x510;
+/// The XFD payload writes 1 here when XFD is armed, and 2 in its #NM handler.
+pub const DOORBELL_PORT: u16 = 0x518;
 /// The counting payload writes 0, 1, 2, ... here, four bytes each.
 pub const COUNT_PORT: u16 = 0x520;
 /// The counting payload writes its message here with one REP OUTSB after every count.

@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "global_asm! and the symbols around it")]
 
 mod amx;
+mod armed;
 mod avx512;
 mod control;
 mod counter;
@@ -56,6 +57,10 @@ code!(
     amx, amx_guest_amx, amx_guest_amx_end
 );
 code!(
+    /// CPL0: arms IA32_XFD and uses a tile.
+    armed, amx_guest_armed, amx_guest_armed_end
+);
+code!(
     /// CPL0: counts through a port, one string and one split memory access per count.
     counter, amx_guest_counter, amx_guest_counter_end
 );
@@ -72,6 +77,7 @@ mod tests {
         }
         assert!(stub().len() > VECTORS_OFFSET + 32 * VECTOR_BYTES);
         assert!(stub().len() < crate::machine::STUB_BYTES);
+        assert!(armed().len() < crate::machine::BODY_BYTES);
         assert!(counter().len() < crate::machine::STUB_BYTES);
     }
 }

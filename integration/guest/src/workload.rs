@@ -402,6 +402,50 @@ pub fn counter_area(index: u8, counts: u64) -> Vec<u8> {
     bytes.0
 }
 
+/// What the XFD payload's area holds: a tile to be loaded, and the configuration for it.
+#[must_use]
+pub fn armed_area(xcr0: u64) -> Vec<u8> {
+    let mut bytes = Bytes(vec![0; AREA_BYTES]);
+    bytes.put(area::XCR0, &xcr0.to_le_bytes());
+    bytes.put(area::EXPECTS_NM, &[1]);
+    bytes.put(area::IN_TILECFG, &tile_config(ARMED_ROWS));
+    bytes.put(area::IN_VECTORS, &armed_tile());
+    bytes.0
+}
+
+/// What is wrong in the area that the XFD payload left: nothing, where XFD was armed throughout, #NM
+/// came with the right IA32_XFD_ERR, and the tile went through a register unharmed.
+#[must_use]
+pub fn check_armed(area: &[u8]) -> Vec<Difference> {
+    const TILES: u32 = 1 << 18;
+    let expected = [
+        ("DONE", area::DONE, vec![1]),
+        (
+            "IA32_XFD_ERR",
+            area::OUT_XFD_ERR,
+            TILES.to_le_bytes().into(),
+        ),
+        ("IA32_XFD", area::OUT_XFD, TILES.to_le_bytes().into()),
+        ("TMM0", area::OUT_VECTORS, armed_tile()),
+    ];
+    let wrong = expected.into_iter().filter_map(|(register, at, expected)| {
+        let end = at.saturating_add(expected.len());
+        let actual = area.get(at..end).unwrap_or_default().to_vec();
+        (actual != expected).then(|| Difference {
+            register: register.into(),
+            expected,
+            actual,
+        })
+    });
+    wrong.collect()
+}
+
+const ARMED_ROWS: usize = 16;
+
+fn armed_tile() -> Vec<u8> {
+    (0..=u8::MAX).cycle().step_by(7).take(1024).collect()
+}
+
 /// The sixteen bytes that the counting payload writes as a string after every count.
 #[must_use]
 pub fn counter_string(index: u8) -> String {

@@ -32,7 +32,6 @@ macro_rules! patches {
 /// All of them.
 pub(crate) const ALL: &[Patch] = patches![
     "01-icache-amx-fetch-mode",
-    "02-amx-reset",
     "03-sttilecfg-decoding",
     "04-tilecfg-image",
     "05-tiledata-rows",

@@ -1,9 +1,10 @@
 //! What answers the guest's port and memory accesses.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-use amx_guest::area::{FAULT_PORT, SERIAL_PORT};
+use amx_guest::area::{DOORBELL_PORT, FAULT_PORT, SERIAL_PORT};
 use thiserror::Error;
 use vm_superio::{Serial, Trigger};
 
@@ -73,6 +74,27 @@ impl Bus for Console {
                 .map_err(|_| BusError::Serial { vcpu })?;
         }
         Ok(())
+    }
+}
+
+/// A console, and a doorbell at which the VM stops.
+#[derive(Default)]
+pub struct Doorbell {
+    console: Console,
+    rung: AtomicBool,
+}
+
+impl Bus for Doorbell {
+    fn port_write(&self, vcpu: u8, port: u16, data: &[u8]) -> Result<(), BusError> {
+        if port == DOORBELL_PORT {
+            self.rung.store(true, Ordering::SeqCst);
+            return Ok(());
+        }
+        self.console.port_write(vcpu, port, data)
+    }
+
+    fn stops(&self, _vcpu: u8) -> bool {
+        self.rung.load(Ordering::SeqCst)
     }
 }
 

@@ -42,7 +42,7 @@ pub mod run;
 pub mod snapshot;
 pub mod vm;
 
-pub use bus::{Bus, BusError, Console};
+pub use bus::{Bus, BusError, Console, Doorbell};
 pub use capture::CaptureError;
 pub use fit::{Reason, Unfit};
 pub use host::{Host, HostError};
@@ -50,3 +50,8 @@ pub use restore::RestoreError;
 pub use run::{Ended, RunError};
 pub use snapshot::{Snapshot, SnapshotError};
 pub use vm::{Vm, VmError};
+
+/// The README's code compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}

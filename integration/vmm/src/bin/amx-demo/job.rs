@@ -43,6 +43,8 @@ pub(crate) enum Loss {
     Component(u8),
     /// MXCSR, which is in the area of two components.
     Mxcsr,
+    /// IA32_XFD and IA32_XFD_ERR.
+    Xfd,
 }
 
 /// What came of it.
@@ -75,6 +77,10 @@ pub(crate) struct Sizes {
     pub(crate) area: usize,
     /// XSTATE_BV of vCPU 0.
     pub(crate) in_use: u64,
+    /// IA32_XFD of vCPU 0.
+    pub(crate) xfd: u64,
+    /// IA32_XFD_ERR of vCPU 0.
+    pub(crate) xfd_err: u64,
     /// Pages of guest memory that are not zero.
     pub(crate) pages: usize,
 }

@@ -1,17 +1,19 @@
 //! One process of the chain: restore, run, stop, save.
 
 use std::io;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use amx_guest::{Kind, Workload};
 use amx_vmm::{BusError, Console, Ended, Host, RunError, Snapshot, Vm, file};
 use anyhow::{Context, bail};
-use xsave_state::{ComponentId, ExtendedState, Image};
+use xsave_state::{ComponentId, ExtendedState, Image, XFeatures};
 
+use crate::armed;
 use crate::job::{Answer, Job, Loss, Outcome, Sizes, Stop, Times};
 
 /// No guest of the demo runs longer.
-const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
 
 /// Reads the job from standard input, does it, and writes the answer to standard output.
 pub(crate) fn main(kvm: &str) -> anyhow::Result<u8> {
@@ -27,6 +29,9 @@ pub(crate) fn main(kvm: &str) -> anyhow::Result<u8> {
 
 fn run(kvm: &str, job: &Job, times: &mut Times) -> anyhow::Result<Outcome> {
     let host = Host::probe_at(kvm)?;
+    if job.kind == armed::NAME {
+        return armed::leg(&host, job, times);
+    }
     let Some(kind) = Kind::parse(&job.kind) else {
         bail!("there is no payload {}", job.kind);
     };
@@ -35,16 +40,7 @@ fn run(kvm: &str, job: &Job, times: &mut Times) -> anyhow::Result<Outcome> {
         .collect();
     let mut vm = match &job.from {
         None => Vm::boot(&host, kind, &workloads)?,
-        Some(path) => {
-            let bytes = timed(&mut times.read, || file::read(path))?;
-            let snapshot = timed(&mut times.check, || -> anyhow::Result<_> {
-                let snapshot = Snapshot::from_bytes(&bytes)?;
-                snapshot.fit(&host)?;
-                Ok(snapshot)
-            })?;
-            let snapshot = lose(snapshot, job.lose)?;
-            timed(&mut times.restore, || Vm::restore(&host, &snapshot))?
-        }
+        Some(path) => restore(&host, path, job.lose, times)?,
     };
     let console = Console::default();
     let limit = match &job.stop {
@@ -72,7 +68,24 @@ fn run(kvm: &str, job: &Job, times: &mut Times) -> anyhow::Result<Outcome> {
     }
 }
 
-fn save(snapshot: &Snapshot, stop: &Stop, times: &mut Times) -> anyhow::Result<Outcome> {
+/// The VM of a snapshot file, without what is to be left out.
+pub(crate) fn restore(
+    host: &Host,
+    path: &Path,
+    loss: Option<Loss>,
+    times: &mut Times,
+) -> anyhow::Result<Vm> {
+    let bytes = timed(&mut times.read, || file::read(path))?;
+    let snapshot = timed(&mut times.check, || -> anyhow::Result<_> {
+        let snapshot = Snapshot::from_bytes(&bytes)?;
+        snapshot.fit(host)?;
+        Ok(snapshot)
+    })?;
+    let snapshot = lose(snapshot, loss)?;
+    Ok(timed(&mut times.restore, || Vm::restore(host, &snapshot))?)
+}
+
+pub(crate) fn save(snapshot: &Snapshot, stop: &Stop, times: &mut Times) -> anyhow::Result<Outcome> {
     let bytes = timed(&mut times.write, || {
         let bytes = snapshot.to_bytes();
         file::write(&stop.to, &bytes).map(|()| bytes)
@@ -83,6 +96,8 @@ fn save(snapshot: &Snapshot, stop: &Stop, times: &mut Times) -> anyhow::Result<O
         file: bytes.len(),
         area: extended.map_or(0, |e| e.layout().standard_size_of(in_use)),
         in_use: in_use.bits(),
+        xfd: extended.map_or(0, |e| e.registers().xfd.bits()),
+        xfd_err: extended.map_or(0, |e| e.registers().xfd_err.bits()),
         pages: snapshot.memory().len(),
     }))
 }
@@ -122,7 +137,13 @@ fn without(
     loss: Loss,
 ) -> anyhow::Result<ExtendedState<'static>> {
     let image = extended.image();
+    let mut registers = extended.registers();
     let image = match loss {
+        Loss::Xfd => {
+            registers.xfd = XFeatures::empty();
+            registers.xfd_err = XFeatures::empty();
+            image.clone()
+        }
         Loss::Everything => Image::initial(image.layout()),
         Loss::Component(number) => {
             let Some(id) = ComponentId::new(number) else {
@@ -139,10 +160,10 @@ fn without(
             Image::parse(&area, image.layout())?.into_owned()
         }
     };
-    Ok(ExtendedState::new(image, extended.registers())?)
+    Ok(ExtendedState::new(image, registers)?)
 }
 
-fn timed<T>(time: &mut Option<Duration>, step: impl FnOnce() -> T) -> T {
+pub(crate) fn timed<T>(time: &mut Option<Duration>, step: impl FnOnce() -> T) -> T {
     let start = Instant::now();
     let result = step();
     *time = Some(start.elapsed());

@@ -10,10 +10,12 @@
 //! | [`lab`] | the same in the AMX lab, where this machine's KVM has no AMX |
 //! | [`far_terminal`] | the progress bar of the lab, drawn here |
 //! | [`pace`] | makes a guest run long enough to be stopped often |
+//! | [`armed`] | XFD armed, and in the middle of an #NM |
 //! | [`stats`] | times, and their median and 99th percentile |
 //! | [`report`] | what it all comes to, as data |
 //! | [`screen`] | and to look at |
 
+mod armed;
 mod child;
 mod control;
 mod far_terminal;
@@ -186,12 +188,17 @@ fn demo(options: &Options) -> anyhow::Result<u8> {
     } else {
         control::run(&plan)?
     };
+    let armed = if fleet.interrupted {
+        Vec::new()
+    } else {
+        armed::run(&plan)?
+    };
     progress.finish();
     if fleet.interrupted {
         screen::interrupted();
         return Ok(INTERRUPTED);
     }
-    let report = report::Report::new(facts, &plan, fleet, control, took);
+    let report = report::Report::new(facts, &plan, fleet, control, armed, took);
     if options.json {
         screen::json(&report)?;
     } else {

@@ -10,6 +10,7 @@ use cpuid_amx::PermissionError;
 use serde::Serialize;
 use xsave_state::XFeatures;
 
+use crate::armed::Moment;
 use crate::control::Control;
 use crate::fleet::{Fleet, Plan};
 use crate::stats::Summary;
@@ -107,6 +108,8 @@ pub(crate) struct Report {
     pub(crate) pages: usize,
     pub(crate) steps: Vec<Step>,
     pub(crate) control: Vec<Control>,
+    /// XFD armed and in the middle of an #NM, where the guests have tiles.
+    pub(crate) armed: Vec<Moment>,
     /// Each thing that was left out was seen.
     pub(crate) control_detected: bool,
 }
@@ -117,6 +120,7 @@ impl Report {
         plan: &Plan,
         fleet: Fleet,
         control: Vec<Control>,
+        armed: Vec<Moment>,
         took: Duration,
     ) -> Self {
         let mut losses = control
@@ -131,7 +135,8 @@ impl Report {
                 && fleet.troubles.is_empty()
                 && fleet.moves == plan.moves
                 && detected
-                && whole,
+                && whole
+                && armed.iter().all(|moment| moment.good),
             host,
             seed: plan.seed,
             workers: fleet.workers,
@@ -161,6 +166,7 @@ impl Report {
             .into(),
             troubles: fleet.troubles,
             control,
+            armed,
             control_detected: detected,
         }
     }

@@ -201,6 +201,24 @@ pub(crate) fn report(report: &Report) {
     }
     println!("{table}\n");
 
+    if !report.armed.is_empty() {
+        title("XFD: a guest moved while it is armed, and in the middle of an #NM");
+        let mut table = new_table();
+        for moment in &report.armed {
+            table.add_row([
+                Cell::new(style(moment.what).cyan()),
+                Cell::new(&moment.found),
+                Cell::new(match (moment.good, moment.control) {
+                    (true, false) => good("as it must be"),
+                    (true, true) => good("seen"),
+                    (false, false) => red("WRONG"),
+                    (false, true) => red("NOT SEEN"),
+                }),
+            ]);
+        }
+        println!("{table}\n");
+    }
+
     for trouble in report.troubles.iter().take(5) {
         println!("{} {trouble}", red("✘"));
     }
