@@ -48,7 +48,7 @@ fn guests_move_and_the_control_is_seen() {
     let output = demo(&["--moves", "8", "--seed", "5", "--json"]);
     let text = String::from_utf8_lossy(&output.stdout);
     let report: Value = serde_json::from_str(&text).expect("one JSON object");
-    assert_eq!(output.status.code(), Some(0), "{text}");
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert_eq!(report["good"], true, "{text}");
     assert_eq!(report["moves"], 8);
     assert_eq!(report["lost"], 0);
@@ -65,8 +65,8 @@ fn without_a_terminal_there_are_no_colours_and_no_progress_bar() {
         return;
     }
     let output = demo(&["--moves", "2"]);
-    assert_eq!(output.status.code(), Some(0));
     let text = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(!text.contains('\x1b'), "{text}");
     assert!(text.contains("2 moves, 0 lost, control detected"), "{text}");
     assert_eq!(output.stderr, b"");

@@ -8,7 +8,7 @@ use xsave_state::XFeatures;
 
 use crate::child;
 use crate::fleet::{self, Plan};
-use crate::job::{Job, Loss, Outcome, Stop};
+use crate::job::{Job, Loss, Outcome, Sizes, Stop};
 
 /// What became of a guest that lost a part of its state.
 #[derive(Clone, Debug, Serialize)]
@@ -49,15 +49,8 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Vec<Control>> {
             to: file.clone(),
         }),
     };
-    let in_use = match child::run(&plan.kvm, &job)?.outcome {
-        Outcome::Saved(sizes) => XFeatures::from_bits_retain(sizes.in_use),
-        Outcome::Finished { .. } => {
-            bail!("the control's guest came to its end before it was stopped")
-        }
-        Outcome::Faulted { error } | Outcome::Failed { error } => {
-            bail!("the control's guest could not be stopped: {error}")
-        }
-    };
+    let sizes = stop_midway(plan, &mut job)?;
+    let in_use = XFeatures::from_bits_retain(sizes.in_use);
     job.from = Some(file);
     job.stop = None;
 
@@ -93,4 +86,19 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<Vec<Control>> {
         });
     }
     Ok(controls)
+}
+
+/// Runs a new guest up to its stop. On a busy host it can come to its end before: then a slower one.
+fn stop_midway(plan: &Plan, job: &mut Job) -> anyhow::Result<Sizes> {
+    const ATTEMPTS: u32 = 6;
+    for _ in 0..ATTEMPTS {
+        match child::run(&plan.kvm, job)?.outcome {
+            Outcome::Saved(sizes) => return Ok(sizes),
+            Outcome::Finished { .. } => job.slower = job.slower.saturating_mul(3),
+            Outcome::Faulted { error } | Outcome::Failed { error } => {
+                bail!("the control's guest could not be stopped: {error}")
+            }
+        }
+    }
+    bail!("the control's guest came to its end before it was stopped, {ATTEMPTS} times")
 }
