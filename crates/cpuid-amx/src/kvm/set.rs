@@ -213,7 +213,8 @@ pub enum SetCpuidError {
     )]
     AlreadyRan {
         /// The first entry in which the table differs from what the vCPU has. `None` where it does
-        /// not, or where the entries have another order or other flags only.
+        /// not (Linux 6.1 refuses even what KVM_GET_CPUID2 gives), or where the entries have another
+        /// order or other flags only.
         difference: Option<Rewrite>,
     },
     /// KVM_GET_CPUID2 fails after KVM_SET_CPUID2: the CPUID is set, but what it is cannot be seen.
