@@ -10,6 +10,7 @@
 )]
 #![doc = include_str!("../README.md")]
 
+pub mod fpswitch;
 pub mod gate;
 #[cfg(feature = "kvm")]
 pub mod kvm;
