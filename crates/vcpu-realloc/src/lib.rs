@@ -10,8 +10,14 @@
 )]
 #![doc = include_str!("../README.md")]
 
+extern crate alloc;
+#[cfg(feature = "kvm")]
+extern crate std;
+
 pub mod gate;
+pub mod growth;
 #[cfg(feature = "kvm")]
 pub mod kvm;
 
-pub use gate::{Action, Event, Fault, Gate};
+pub use gate::{Action, Event, Fault, Gate, Growth};
+pub use growth::{Answer, Grow, Request, Scope};
