@@ -1,80 +1,28 @@
 //! When the state of one vCPU may grow: a state machine without memory, KVM or time.
 //!
-//! A feature that IA32_XFD can disable (AMX's XTILEDATA) has no state until the guest first uses it:
-//! until XCR0\[i\] = 1 and XFD\[i\] = 0. That write is held back while the VMM is asked. From its
-//! consent on, writes pass.
+//! A feature that IA32_XFD can disable (AMX's XTILEDATA) has no state until the guest can first use
+//! it, which is when XCR0\[i\] = 1 and XFD\[i\] = 0. The write that makes it so is held back while the
+//! VMM is asked. From its consent on, writes pass.
 
-use thiserror::Error;
-use xsave_state::xcr0::{self, Xcr0Error};
-use xsave_state::{Layout, Registers, XFeatures};
+mod action;
+mod event;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod transitions;
 
-/// What happens to a vCPU.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Event {
-    /// The guest executes WRMSR of IA32_XFD with this value.
-    WriteXfd(XFeatures),
-    /// The guest executes XSETBV with this value for XCR0. KVM does that itself and tells nobody:
-    /// for its VMMs there is [`ObserveXcr0`](Self::ObserveXcr0). Those who write hypervisors have
-    /// this one.
-    WriteXcr0(XFeatures),
-    /// XCR0 was read from the vCPU.
-    ObserveXcr0(XFeatures),
-    /// The VMM consents to the growth that was asked for.
-    Grant,
-    /// The VMM does not.
-    Deny,
-    /// The vCPU is reset. What has been granted stays so.
-    Reset,
-}
+use core::fmt;
+use core::hash::{Hash, Hasher};
 
-/// What is to be done about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[must_use]
-#[non_exhaustive]
-pub enum Action {
-    /// Perform the write and let the guest go on. Where nothing is held back, there is nothing to
-    /// perform.
-    Complete,
-    /// Raise #GP at the guest's instruction, which then has no effect.
-    InjectGp(Fault),
-    /// Ask the VMM for the state of these features, and hold the write back until it has answered.
-    /// The answer may come later, from another thread, and the question may be repeated.
-    Grow(XFeatures),
-}
+use xsave_state::{Layout, XFeatures, xcr0};
 
-/// Why a write raises #GP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum Fault {
-    /// IA32_XFD has bits that are reserved for this guest (SDM Vol. 1 §13.14).
-    #[error("IA32_XFD is {xfd}; only {supported} can be disabled")]
-    ReservedXfd {
-        /// The value.
-        xfd: XFeatures,
-        /// What the guest's CPUID lets it disable.
-        supported: XFeatures,
-    },
-    /// XCR0 cannot have this value.
-    #[error(transparent)]
-    Xcr0(#[from] Xcr0Error),
-    /// The VMM denied the growth.
-    #[error("the VMM denied state for {features}")]
-    Denied {
-        /// What the guest was about to use.
-        features: XFeatures,
-    },
-}
-
-/// A write that waits for the VMM's answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Held {
-    /// The registers as the write would make them.
-    registers: Registers,
-    features: XFeatures,
-}
+pub use action::{Action, Fault, Growth};
+pub use event::Event;
 
 /// The gate of one vCPU.
+///
+/// Its clone is another gate in the same state. Two gates are equal when they are for the same layout
+/// and in the same state; the hash is of the state alone.
 ///
 /// ```
 /// use vcpu_realloc::{Action, Event, Gate};
@@ -93,287 +41,283 @@ struct Held {
 /// # let layout = xsave_state::Layout::from_cpuid(cpuid).unwrap();
 /// let mut gate = Gate::new(&layout);
 /// let amx = XFeatures::from_bits_retain(0x60007);
+/// let tiles = XFeatures::XTILEDATA;
 ///
 /// // A Linux guest arms XFD, then enables AMX: no state yet.
-/// assert_eq!(gate.on(Event::WriteXfd(XFeatures::XTILEDATA)), Action::Complete);
+/// assert_eq!(gate.on(Event::WriteXfd(tiles)), Action::Complete);
 /// assert_eq!(gate.on(Event::WriteXcr0(amx)), Action::Complete);
 /// // A process uses a tile; its kernel clears XFD. That is the first use.
-/// assert_eq!(gate.on(Event::WriteXfd(XFeatures::empty())), Action::Grow(XFeatures::XTILEDATA));
-/// assert_eq!(gate.on(Event::Grant), Action::Complete);
+/// let Action::Grow(growth) = gate.on(Event::WriteXfd(XFeatures::empty())) else {
+///     unreachable!()
+/// };
+/// assert_eq!(growth.to_string(), "XTILEDATA (0x40000), 8192 bytes, in an area of 11008 bytes");
+/// // The host has no memory just now; later it has.
+/// assert_eq!(gate.on(Event::Fail), Action::Hold);
+/// assert_eq!(gate.on(Event::Retry), Action::Grow(growth));
+/// assert_eq!(gate.on(Event::Grant(growth.features())), Action::PassThrough);
 /// // From now on the guest toggles as it likes.
-/// assert_eq!(gate.on(Event::WriteXfd(XFeatures::XTILEDATA)), Action::Complete);
-/// assert_eq!(gate.on(Event::WriteXfd(XFeatures::empty())), Action::Complete);
+/// assert_eq!(gate.on(Event::WriteXfd(tiles)), Action::PassThrough);
+/// assert_eq!(gate.on(Event::WriteXfd(XFeatures::empty())), Action::PassThrough);
 /// ```
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Gate {
-    supported: XFeatures,
-    dynamic: XFeatures,
+    layout: Layout,
+    state: State,
+}
+
+/// What of a gate changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct State {
+    registers: Pair,
     granted: XFeatures,
-    registers: Registers,
-    held: Option<Held>,
+    question: Option<Question>,
+}
+
+/// The two registers of the condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Pair {
+    xcr0: XFeatures,
+    xfd: XFeatures,
+}
+
+impl Pair {
+    const RESET: Self = Self {
+        xcr0: XFeatures::X87,
+        xfd: XFeatures::empty(),
+    };
+}
+
+/// What the VMM has been asked and has not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct Question {
+    features: XFeatures,
+    /// The registers as the write that is held back would make them. `None`: no write is; the guest
+    /// was found to have the features already.
+    write: Option<Pair>,
 }
 
 impl Gate {
-    /// The gate of a vCPU after reset, for a guest of this layout: it has what the guest's CPUID has.
+    /// The gate of a vCPU after reset. `layout` is that of the guest's CPUID: what the guest does not
+    /// have faults.
     #[must_use]
     pub fn new(layout: &Layout) -> Self {
         Self {
-            supported: layout.user(),
-            dynamic: layout.xfd(),
-            granted: XFeatures::empty(),
-            registers: Registers::RESET,
-            held: None,
+            layout: layout.clone(),
+            state: State {
+                registers: Pair::RESET,
+                granted: XFeatures::empty(),
+                question: None,
+            },
         }
     }
 
-    /// XCR0 and IA32_XFD as the guest has written them. A write that is held back is not in them.
+    /// XCR0 as it was last written or observed. A write that is held back is not in it.
     #[must_use]
-    pub fn registers(&self) -> Registers {
-        self.registers
+    pub fn xcr0(&self) -> XFeatures {
+        self.state.registers.xcr0
     }
 
-    /// The features for which the VMM has consented to have state.
+    /// IA32_XFD as it was last written or observed. A write that is held back is not in it.
+    #[must_use]
+    pub fn xfd(&self) -> XFeatures {
+        self.state.registers.xfd
+    }
+
+    /// The features for which the VMM has state.
     #[must_use]
     pub fn granted(&self) -> XFeatures {
-        self.granted
+        self.state.granted
     }
 
-    /// The features of the write that waits for the VMM, where one does.
+    /// Whether the guest has state for every feature that IA32_XFD can disable, so that no write
+    /// needs to be intercepted.
     #[must_use]
-    pub fn waiting_for(&self) -> Option<XFeatures> {
-        self.held.map(|held| held.features)
+    pub fn has_passed(&self) -> bool {
+        self.state.granted.contains(self.layout.xfd())
+    }
+
+    /// What the VMM has been asked and has not answered.
+    #[must_use]
+    pub fn waiting_for(&self) -> Option<Growth> {
+        let features = self.state.question?.features;
+        Some(self.growth(features))
+    }
+
+    /// The layout of the guest.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// What it takes to have state for all features that are not granted yet. `None` where there are
+    /// none.
+    #[must_use]
+    pub fn everything(&self) -> Option<Growth> {
+        let features = self.layout.xfd() - self.state.granted;
+        (!features.is_empty()).then(|| self.growth(features))
     }
 
     /// Takes an event and says what is to be done.
     ///
-    /// | event | when | action |
-    /// |---|---|---|
-    /// | `WriteXfd(x)` | x has a bit that the guest cannot disable | `InjectGp(ReservedXfd)` |
-    /// | | some feature not granted has XCR0\[i\] = 1 and x\[i\] = 0 | `Grow`, held |
-    /// | | otherwise | `Complete` |
-    /// | `WriteXcr0(x)` | XSETBV does not take x | `InjectGp(Xcr0)` |
-    /// | | some feature not granted has x\[i\] = 1 and XFD\[i\] = 0 | `Grow`, held |
-    /// | | otherwise | `Complete` |
-    /// | `ObserveXcr0(x)` | always | `Complete`; the gate knows x from now on |
-    /// | `Grant` | a write is held | `Complete`: its features are granted |
-    /// | `Deny` | a write is held | `InjectGp(Denied)`: the write has no effect |
-    /// | `Grant`, `Deny` | no write is held | `Complete`, nothing changes |
-    /// | `Reset` | always | `Complete`: XCR0 is x87, XFD is 0, nothing is held |
+    /// *First use* is an event after which a feature that has not been granted has XCR0\[i\] = 1 and
+    /// XFD\[i\] = 0. The gate is in one of these states:
     ///
-    /// A write while another is held takes its place: the vCPU has been restored or reset meanwhile.
+    /// - **idle**: some feature is not granted, and nothing is asked;
+    /// - **held**: the VMM is asked, and a write of the guest is held back;
+    /// - **found**: the VMM is asked about what the guest already can use, because nobody saw the
+    ///   write (KVM performs XSETBV itself) or because the vCPU was restored;
+    /// - **passed**: everything is granted.
+    ///
+    #[doc = include_str!("gate/transitions.md")]
+    ///
+    /// A write that comes while another is held takes its place, as when the VMM handles an exit
+    /// again.
+    #[inline]
     pub fn on(&mut self, event: Event) -> Action {
         match event {
             Event::WriteXfd(xfd) => {
-                if !self.dynamic.contains(xfd) {
-                    return Action::InjectGp(Fault::ReservedXfd {
-                        xfd,
-                        supported: self.dynamic,
-                    });
+                let supported = self.layout.xfd();
+                if !supported.contains(xfd) {
+                    return self.fault(Fault::ReservedXfd { xfd, supported });
                 }
-                self.write(Registers {
+                self.write(Pair {
                     xfd,
-                    ..self.registers
+                    ..self.state.registers
                 })
             }
-            Event::WriteXcr0(xcr0) => match xcr0::check(xcr0, self.supported) {
-                Ok(()) => self.write(Registers {
+            Event::WriteXcr0(xcr0) => match xcr0::check(xcr0, self.layout.user()) {
+                Ok(()) => self.write(Pair {
                     xcr0,
-                    ..self.registers
+                    ..self.state.registers
                 }),
-                Err(error) => Action::InjectGp(error.into()),
+                Err(error) => self.fault(error.into()),
             },
             Event::ObserveXcr0(xcr0) => {
-                self.registers.xcr0 = xcr0;
-                Action::Complete
+                self.state.registers.xcr0 = xcr0;
+                self.stand()
             }
-            Event::Grant => {
-                if let Some(Held {
-                    registers,
+            Event::Observe { xcr0, xfd } => self.look(Pair { xcr0, xfd }, XFeatures::empty()),
+            Event::Restore { xcr0, xfd, in_use } => self.look(Pair { xcr0, xfd }, in_use),
+            Event::Grant(features) => self.grant(features),
+            Event::Deny => match self.state.question {
+                Some(Question {
                     features,
-                }) = self.held.take()
-                {
-                    self.granted |= features;
-                    self.registers = registers;
-                }
-                Action::Complete
-            }
-            Event::Deny => match self.held.take() {
-                Some(Held { features, .. }) => Action::InjectGp(Fault::Denied { features }),
-                None => Action::Complete,
+                    write: Some(_),
+                }) => self.fault(Fault::Denied { features }),
+                // There is no instruction to fault: the guest has the feature.
+                _ => self.stand(),
             },
-            Event::Reset => {
-                self.registers = Registers::RESET;
-                self.held = None;
-                Action::Complete
+            Event::Fail => self.stand(),
+            Event::Retry => match self.state.question {
+                Some(Question { features, .. }) => Action::Grow(self.growth(features)),
+                None => self.go(),
+            },
+            Event::Withdraw => {
+                self.drop_write();
+                self.stand()
             }
+            Event::Reset => {
+                self.state.registers = Pair::RESET;
+                self.state.question = None;
+                self.go()
+            }
+            Event::Init => self.look(self.state.registers, XFeatures::empty()),
         }
     }
 
-    fn write(&mut self, registers: Registers) -> Action {
-        let features = (registers.xcr0 - registers.xfd) & (self.dynamic - self.granted);
+    /// A write that would make the registers so.
+    fn write(&mut self, registers: Pair) -> Action {
+        let features = self.first_use(registers);
         if features.is_empty() {
-            self.registers = registers;
-            self.held = None;
-            Action::Complete
+            self.state.registers = registers;
+            self.state.question = None;
+            return self.go();
+        }
+        self.ask(features, Some(registers))
+    }
+
+    /// The guest has these registers, and state of `in_use`.
+    fn look(&mut self, registers: Pair, in_use: XFeatures) -> Action {
+        self.state.registers = registers;
+        self.state.question = None;
+        let stateful = in_use & (self.layout.xfd() - self.state.granted);
+        let features = self.first_use(registers) | stateful;
+        if features.is_empty() {
+            return self.go();
+        }
+        self.ask(features, None)
+    }
+
+    fn grant(&mut self, features: XFeatures) -> Action {
+        self.state.granted |= features & self.layout.xfd();
+        if let Some(Question { features, write }) = self.state.question {
+            let rest = features - self.state.granted;
+            if !rest.is_empty() {
+                return self.ask(rest, write);
+            }
+            if let Some(registers) = write {
+                self.state.registers = registers;
+            }
+            self.state.question = None;
+        }
+        self.go()
+    }
+
+    /// The condition of the design: XCR0\[i\] = 1 and XFD\[i\] = 0, and no state for it.
+    fn first_use(&self, Pair { xcr0, xfd }: Pair) -> XFeatures {
+        (xcr0 - xfd) & (self.layout.xfd() - self.state.granted)
+    }
+
+    fn ask(&mut self, features: XFeatures, write: Option<Pair>) -> Action {
+        self.state.question = Some(Question { features, write });
+        Action::Grow(self.growth(features))
+    }
+
+    fn growth(&self, features: XFeatures) -> Growth {
+        Growth::new(&self.layout, features, self.state.granted)
+    }
+
+    fn fault(&mut self, fault: Fault) -> Action {
+        self.drop_write();
+        Action::InjectGp(fault)
+    }
+
+    fn drop_write(&mut self) {
+        let question = self.state.question;
+        self.state.question = question.filter(|question| question.write.is_none());
+    }
+
+    fn go(&self) -> Action {
+        if self.has_passed() {
+            Action::PassThrough
         } else {
-            self.held = Some(Held {
-                registers,
-                features,
-            });
-            Action::Grow(features)
+            Action::Complete
+        }
+    }
+
+    /// As before: what is asked stays asked.
+    fn stand(&self) -> Action {
+        match self.state.question {
+            Some(_) => Action::Hold,
+            None => self.go(),
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const TILES: XFeatures = XFeatures::XTILEDATA;
-
-    fn amx() -> XFeatures {
-        XFeatures::from_bits_retain(0x60007)
+impl Hash for Gate {
+    /// Of the state alone: the layout of a vCPU never changes.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.state.hash(state);
     }
+}
 
-    fn layout() -> Layout {
-        Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-            (0, _) => [0x1e, 0, 0, 0],
-            (0xd, 0) => [0x60007, 11008, 11008, 0],
-            (0xd, 1) => [0x1f, 9088, 0, 0],
-            (0xd, 2) => [256, 576, 0, 0],
-            (0xd, 17) => [64, 2752, 2, 0],
-            (0xd, 18) => [8192, 2816, 6, 0],
-            _ => [0; 4],
-        })
-        .unwrap()
-    }
-
-    /// XFD armed, AMX enabled: as a Linux guest is after boot.
-    fn armed() -> Gate {
-        let mut gate = Gate::new(&layout());
-        assert_eq!(gate.on(Event::WriteXfd(TILES)), Action::Complete);
-        assert_eq!(gate.on(Event::WriteXcr0(amx())), Action::Complete);
-        gate
-    }
-
-    #[test]
-    fn a_guest_that_never_arms_xfd_uses_amx_when_it_enables_it() {
-        let mut gate = Gate::new(&layout());
-        assert_eq!(gate.on(Event::WriteXcr0(amx())), Action::Grow(TILES));
-        assert_eq!(gate.waiting_for(), Some(TILES));
-        assert_eq!(gate.registers(), Registers::RESET);
-        assert_eq!(gate.on(Event::Grant), Action::Complete);
-        assert_eq!(gate.registers().xcr0, amx());
-        assert_eq!(gate.granted(), TILES);
-    }
-
-    #[test]
-    fn a_denied_write_has_no_effect_and_can_be_tried_again() {
-        let mut gate = armed();
-        let before = gate.registers();
-        let clear = Event::WriteXfd(XFeatures::empty());
-        assert_eq!(gate.on(clear), Action::Grow(TILES));
-        assert_eq!(
-            gate.on(Event::Deny),
-            Action::InjectGp(Fault::Denied { features: TILES })
-        );
-        assert_eq!(gate.registers(), before);
-        assert_eq!(gate.granted(), XFeatures::empty());
-        assert_eq!(gate.on(clear), Action::Grow(TILES));
-        assert_eq!(gate.on(Event::Grant), Action::Complete);
-        assert_eq!(gate.registers().xfd, XFeatures::empty());
-    }
-
-    #[test]
-    fn reserved_bits_fault_and_change_nothing() {
-        let mut gate = armed();
-        let before = gate.registers();
-        for bit in (0..64).filter(|&bit| bit != 18) {
-            let xfd = XFeatures::from_bits_retain(1 << bit);
-            assert_eq!(
-                gate.on(Event::WriteXfd(xfd)),
-                Action::InjectGp(Fault::ReservedXfd {
-                    xfd,
-                    supported: TILES
-                })
-            );
-        }
-        assert!(matches!(
-            gate.on(Event::WriteXcr0(XFeatures::from_bits_retain(0x20007))),
-            Action::InjectGp(Fault::Xcr0(Xcr0Error::AmxSplit { .. }))
-        ));
-        assert_eq!(gate.registers(), before);
-        assert_eq!(gate.waiting_for(), None);
-    }
-
-    #[test]
-    fn an_observed_xcr0_counts_at_the_next_write() {
-        let mut gate = Gate::new(&layout());
-        assert_eq!(gate.on(Event::ObserveXcr0(amx())), Action::Complete);
-        let clear = Event::WriteXfd(XFeatures::empty());
-        assert_eq!(gate.on(clear), Action::Grow(TILES));
-    }
-
-    #[test]
-    fn reset_clears_the_registers_and_keeps_what_was_granted() {
-        let mut gate = armed();
-        assert_eq!(
-            gate.on(Event::WriteXfd(XFeatures::empty())),
-            Action::Grow(TILES)
-        );
-        assert_eq!(gate.on(Event::Reset), Action::Complete);
-        assert_eq!(gate.waiting_for(), None);
-        // An answer to the question before the reset comes too late.
-        assert_eq!(gate.on(Event::Grant), Action::Complete);
-        assert_eq!(gate.granted(), XFeatures::empty());
-        assert_eq!(gate.registers(), Registers::RESET);
-        assert_eq!(gate.on(Event::WriteXcr0(amx())), Action::Grow(TILES));
-        assert_eq!(gate.on(Event::Grant), Action::Complete);
-        assert_eq!(gate.on(Event::Reset), Action::Complete);
-        assert_eq!(gate.on(Event::WriteXcr0(amx())), Action::Complete);
-    }
-
-    fn event() -> impl Strategy<Value = Event> {
-        let xfd = prop::sample::select(&[0, 0x40000, 0x20000, 1][..]);
-        let xcr0 = prop::sample::select(&[1, 3, 7, 0x60007, 0x60003, 0x20007, 0][..]);
-        prop_oneof![
-            4 => xfd.prop_map(|bits| Event::WriteXfd(XFeatures::from_bits_retain(bits))),
-            4 => xcr0.prop_map(|bits| Event::WriteXcr0(XFeatures::from_bits_retain(bits))),
-            2 => Just(Event::Grant),
-            1 => Just(Event::Deny),
-            1 => Just(Event::Reset),
-        ]
-    }
-
-    proptest! {
-        /// The rule of the design: nothing is usable before it has been granted.
-        #[test]
-        fn no_feature_is_usable_before_its_grant(
-            events in prop::collection::vec(event(), 0..60)
-        ) {
-            let mut gate = Gate::new(&layout());
-            for event in events {
-                let asked = gate.waiting_for();
-                let granted = gate.granted();
-                let action = gate.on(event);
-                let registers = gate.registers();
-                let usable = (registers.xcr0 - registers.xfd) & TILES;
-                prop_assert!(gate.granted().contains(usable));
-                prop_assert!(gate.granted().contains(granted));
-                // Only the VMM's consent to what it was asked grants.
-                if gate.granted() != granted {
-                    prop_assert_eq!(event, Event::Grant);
-                    prop_assert_eq!(Some(gate.granted() - granted), asked);
-                }
-                prop_assert_eq!(gate.waiting_for().is_some(), match action {
-                    Action::Grow(features) => Some(features) == gate.waiting_for(),
-                    Action::InjectGp(Fault::Denied { .. }) => false,
-                    Action::InjectGp(_) => asked.is_some(),
-                    Action::Complete => false,
-                });
-            }
-        }
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Gate")
+            .field("xcr0", &self.xcr0())
+            .field("xfd", &self.xfd())
+            .field("granted", &self.granted())
+            .field("waiting_for", &self.waiting_for())
+            .finish_non_exhaustive()
     }
 }

@@ -13,7 +13,7 @@ use vmm_sys_util::errno::Error as Errno;
 use xsave_state::kvm::{MSR_IA32_XFD, WriteXfdError, XsaveBuffer, write_xfd};
 use xsave_state::{Layout, XFeatures};
 
-use crate::gate::{Action, Event, Fault, Gate};
+use crate::gate::{Action, Event, Fault, Gate, Growth};
 
 /// Makes the writes of IA32_XFD by all vCPUs of a VM leave with KVM_EXIT_X86_WRMSR. Reads do not.
 ///
@@ -93,8 +93,8 @@ pub enum Handled {
 ///         // The exit borrows the vCPU: take out what is needed.
 ///         VcpuExit::X86Wrmsr(exit) => {
 ///             let (index, value) = (exit.index, exit.data);
-///             let _ = driver.handle(&mut vcpu, index, value, &mut buffer, |features| {
-///                 println!("first use of {features}");
+///             let _ = driver.handle(&mut vcpu, index, value, &mut buffer, |growth| {
+///                 println!("first use of {growth}");
 ///                 Answer::Grant
 ///             })?;
 ///         }
@@ -140,7 +140,7 @@ impl XfdDriver {
         index: u32,
         value: u64,
         buffer: &mut XsaveBuffer,
-        first_use: impl FnOnce(XFeatures) -> Answer,
+        first_use: impl FnOnce(Growth) -> Answer,
     ) -> Result<Handled, HandleError> {
         if index != MSR_IA32_XFD {
             return Ok(Handled::NotOurs);
@@ -151,8 +151,8 @@ impl XfdDriver {
         let _ = gate.on(Event::ObserveXcr0(read_xcr0(vcpu)?));
         let xfd = XFeatures::from_bits_retain(value);
         let action = match gate.on(Event::WriteXfd(xfd)) {
-            Action::Grow(features) => gate.on(match first_use(features) {
-                Answer::Grant => Event::Grant,
+            Action::Grow(growth) => gate.on(match first_use(growth) {
+                Answer::Grant => Event::Grant(growth.features()),
                 Answer::Deny => Event::Deny,
             }),
             action => action,
@@ -162,7 +162,7 @@ impl XfdDriver {
                 set_error(vcpu, 1);
                 Handled::Faulted(fault)
             }
-            Action::Complete | Action::Grow(_) => {
+            _ => {
                 let released = write_xfd(vcpu, xfd, buffer)?;
                 set_error(vcpu, 0);
                 Handled::Written { released }

@@ -10,9 +10,15 @@
 )]
 #![doc = include_str!("../README.md")]
 
+extern crate alloc;
+#[cfg(feature = "kvm")]
+extern crate std;
+
 pub mod fpswitch;
 pub mod gate;
+pub mod growth;
 #[cfg(feature = "kvm")]
 pub mod kvm;
 
-pub use gate::{Action, Event, Fault, Gate};
+pub use gate::{Action, Event, Fault, Gate, Growth};
+pub use growth::{Answer, Grow, Request, Scope};

@@ -11,14 +11,14 @@
 mod machine;
 
 use machine::{GP_VECTOR, Machine, Stop};
-use vcpu_realloc::Fault;
 use vcpu_realloc::kvm::{Answer, HandleError, Handled, release_xfd_writes, trap_xfd_writes};
+use vcpu_realloc::{Fault, Growth};
+use xsave_state::XFeatures;
 use xsave_state::kvm::WriteXfdError;
-use xsave_state::{Registers, XFeatures};
 
 const TILES: XFeatures = XFeatures::XTILEDATA;
 
-fn never(_: XFeatures) -> Answer {
+fn never(_: Growth) -> Answer {
     panic!("nothing was used for the first time")
 }
 
@@ -33,7 +33,7 @@ fn a_write_of_zero_leaves_and_is_performed() {
     let released = XFeatures::empty();
     assert_eq!(handled, Handled::Written { released });
     assert_eq!(machine.run(), Stop::Halted);
-    assert_eq!(machine.driver.gate().registers(), Registers::RESET);
+    assert_eq!(machine.driver.gate().xfd(), XFeatures::empty());
 }
 
 #[test]
@@ -118,7 +118,7 @@ fn a_failed_write_reaches_the_vmm_and_can_be_repeated() {
             error,
             HandleError::Write(WriteXfdError::Refused { xfd: TILES })
         );
-        assert_eq!(machine.driver.gate().registers(), Registers::RESET);
+        assert_eq!(machine.driver.gate().xfd(), XFeatures::empty());
     }
     // The VMM gives up with a fault that the guest can take.
     machine.unclaim_amx();
@@ -142,8 +142,8 @@ fn the_first_use_of_amx_is_asked_for_once() {
     trap_xfd_writes(&machine.vm).unwrap();
     let mut asked = Vec::new();
     while let Stop::WroteXfd(value) = machine.run() {
-        let grant = |features| {
-            asked.push((value, features));
+        let grant = |growth: Growth| {
+            asked.push((value, growth.features()));
             Answer::Grant
         };
         assert!(matches!(

@@ -1,74 +1,101 @@
-//! The gate under any sequence of events: nothing is usable before its grant.
+//! The gate under any sequence of events: nothing is usable before its grant, and a question stands
+//! until it is answered.
 
 use vcpu_realloc::{Action, Event, Gate};
-use xsave_state::{Registers, XFeatures};
+use xsave_state::XFeatures;
 
 use crate::input::Input;
 use crate::layouts;
 
-/// A layout, then events: kind (1 byte) and, for a write, the value (by a byte, or 8 bytes).
+/// A layout, then events: kind (1 byte) and, for values, each by a byte or 8 bytes.
 pub fn gate(data: &[u8]) {
     let mut input = Input::new(data);
     let layout = layouts::pick(&mut input);
     let mut gate = Gate::new(layout);
     let dynamic = layout.xfd();
-    // What an observation of XCR0 shows is not the gate's doing.
-    let mut observed = false;
+    // What observations and restores show is not the gate's doing.
+    let mut shown = false;
     while !input.is_empty() {
-        let event = match input.u8() % 6 {
-            0 => Event::WriteXfd(bitmap(&mut input)),
-            1 => Event::WriteXcr0(bitmap(&mut input)),
-            2 => Event::ObserveXcr0(bitmap(&mut input)),
-            3 => Event::Grant,
-            4 => Event::Deny,
-            _ => Event::Reset,
-        };
+        let event = event(&mut input);
         let before = gate.clone();
         let action = gate.on(event);
-        observed |= matches!(event, Event::ObserveXcr0(_));
-        observed &= event != Event::Reset;
+        shown |= matches!(
+            event,
+            Event::ObserveXcr0(_) | Event::Observe { .. } | Event::Restore { .. }
+        );
+        shown &= event != Event::Reset;
 
-        let Registers { xcr0, xfd, .. } = gate.registers();
-        assert!(dynamic.contains(xfd));
+        let (xcr0, xfd) = (gate.xcr0(), gate.xfd());
+        assert!(shown || dynamic.contains(xfd));
         assert!(dynamic.contains(gate.granted()));
-        assert!(gate.granted().contains(before.granted()));
         let usable = (xcr0 - xfd) & dynamic;
-        assert!(observed || gate.granted().contains(usable), "{event:?}");
-        if gate.granted() != before.granted() {
-            assert_eq!(event, Event::Grant);
-            let new = gate.granted() - before.granted();
-            assert!(before.waiting_for().unwrap().contains(new));
-        }
-        match (event, action) {
-            (Event::WriteXfd(value), Action::Complete) => assert_eq!(xfd, value),
-            (Event::WriteXcr0(value) | Event::ObserveXcr0(value), Action::Complete) => {
-                assert_eq!(xcr0, value);
+        assert!(shown || gate.granted().contains(usable), "{event:?}");
+        let granted = match event {
+            Event::Grant(features) => before.granted() | (features & dynamic),
+            _ => before.granted(),
+        };
+        assert_eq!(gate.granted(), granted, "{event:?}");
+        let same = (xcr0, xfd) == (before.xcr0(), before.xfd());
+        match action {
+            Action::Complete | Action::PassThrough => {
+                assert_eq!(gate.waiting_for(), None);
+                assert_eq!(action == Action::PassThrough, gate.has_passed());
+                match event {
+                    Event::WriteXfd(value) => assert_eq!(xfd, value),
+                    Event::WriteXcr0(value) | Event::ObserveXcr0(value) => assert_eq!(xcr0, value),
+                    Event::Deny | Event::Fail | Event::Retry => {
+                        assert_eq!(before.waiting_for(), None);
+                        assert!(same);
+                    }
+                    Event::Withdraw | Event::Init => assert!(same),
+                    _ => {}
+                }
             }
-            (Event::WriteXfd(_) | Event::WriteXcr0(_), Action::Grow(features)) => {
-                assert!(!features.is_empty());
-                assert_eq!(gate.waiting_for(), Some(features));
-                assert!((gate.granted() & features).is_empty());
-                assert_eq!(gate.registers(), before.registers());
-            }
-            (Event::WriteXfd(_) | Event::WriteXcr0(_), Action::InjectGp(fault)) => {
+            Action::InjectGp(fault) => {
                 assert!(!fault.to_string().is_empty());
-                assert_eq!(gate.registers(), before.registers());
+                assert!(same);
+            }
+            Action::Grow(growth) => {
+                assert_eq!(gate.waiting_for(), Some(growth));
+                let features = growth.features();
+                assert!(!features.is_empty() && dynamic.contains(features));
+                assert!(!features.intersects(gate.granted()));
+                assert!(growth.area_bytes() <= layout.standard_size());
+                assert!(growth.bytes() > 0);
+                // A write is held back; what is found is there.
+                let write = matches!(event, Event::WriteXfd(_) | Event::WriteXcr0(_));
+                assert!(same || !write, "{event:?}");
+            }
+            Action::Hold => {
+                assert!(before.waiting_for().is_some());
                 assert_eq!(gate.waiting_for(), before.waiting_for());
             }
-            (Event::Deny, Action::InjectGp(_)) => {
-                assert!(before.waiting_for().is_some());
-                assert_eq!(gate.registers(), before.registers());
-                assert_eq!(gate.waiting_for(), None);
-            }
-            (Event::Grant | Event::Deny, Action::Complete) => {
-                assert_eq!(gate.waiting_for(), None);
-            }
-            (Event::Reset, Action::Complete) => {
-                assert_eq!(gate.registers(), Registers::RESET);
-                assert_eq!(gate.waiting_for(), None);
-            }
-            (event, action) => panic!("{action:?} after {event:?}"),
+            action => panic!("{action:?} after {event:?}"),
         }
+    }
+}
+
+fn event(input: &mut Input<'_>) -> Event {
+    match input.u8() % 12 {
+        0 => Event::WriteXfd(bitmap(input)),
+        1 => Event::WriteXcr0(bitmap(input)),
+        2 => Event::ObserveXcr0(bitmap(input)),
+        3 => Event::Grant(bitmap(input)),
+        4 => Event::Deny,
+        5 => Event::Reset,
+        6 => Event::Observe {
+            xcr0: bitmap(input),
+            xfd: bitmap(input),
+        },
+        7 => Event::Restore {
+            xcr0: bitmap(input),
+            xfd: bitmap(input),
+            in_use: bitmap(input),
+        },
+        8 => Event::Fail,
+        9 => Event::Retry,
+        10 => Event::Withdraw,
+        _ => Event::Init,
     }
 }
 

@@ -17,7 +17,8 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use cpuid_amx::{CpuidTable, Table, coherence};
-use vcpu_realloc::{Action, Event, Gate};
+use vcpu_realloc::growth::Ledger;
+use vcpu_realloc::{Action, Event, Gate, Request, Scope};
 use xsave_state::relayout::{Allowed, relayout};
 use xsave_state::sanitize::{Foreign, Losses, Policy, Target, sanitize};
 use xsave_state::{ComponentId, ExtendedState, Image, Layout, Registers, XFeatures};
@@ -53,8 +54,21 @@ fn use_all() -> Option<()> {
 
     let mut gate = Gate::new(&layout);
     let amx = Event::WriteXcr0(registers.xcr0);
-    require(gate.on(amx) == Action::Grow(XFeatures::XTILEDATA))?;
-    require(gate.on(Event::Grant) == Action::Complete)
+    let Action::Grow(growth) = gate.on(amx) else {
+        return None;
+    };
+    require(growth.bytes() == 8192)?;
+    let mut ledger = Ledger::new();
+    ledger.add(0, &layout).ok()?;
+    let scope = Scope::Vcpu;
+    let request = Request {
+        vcpu: 0,
+        growth,
+        scope,
+    };
+    ledger.grow(&request, ()).ok()?;
+    require(ledger.bytes() == layout.standard_size())?;
+    require(gate.on(Event::Grant(growth.features())) == Action::PassThrough)
 }
 
 fn require(condition: bool) -> Option<()> {

@@ -4,6 +4,7 @@ use std::sync::Once;
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use vcpu_realloc::Growth;
 use vcpu_realloc::kvm::{Answer, HandleError, Handled, XfdDriver};
 use xsave_state::kvm::{self, XsaveBuffer, XsaveSize};
 use xsave_state::{ExtendedState, Image, Layout, Registers, XFeatures};
@@ -130,7 +131,7 @@ impl Machine {
     pub(crate) fn handle(
         &mut self,
         value: u64,
-        first_use: impl FnOnce(XFeatures) -> Answer,
+        first_use: impl FnOnce(Growth) -> Answer,
     ) -> Result<Handled, HandleError> {
         let Self {
             driver,
