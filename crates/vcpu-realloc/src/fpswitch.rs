@@ -148,6 +148,8 @@ impl Strategy {
     /// is first. So the guest enters with its own value after any sequence of moments, as long as
     /// each entry asks for its plan; for [`Linux`](Self::Linux) and [`AroundSave`](Self::AroundSave)
     /// that one is empty unless a save was not followed by a restore.
+    ///
+    /// An entry that is given up after its writes counts as an exit.
     pub const fn plan(self, moment: Moment, situation: Situation) -> Plan {
         let Situation {
             in_use,
@@ -161,12 +163,10 @@ impl Strategy {
                 before: changed(processor_xfd, passable),
                 after: None,
             },
-            (Self::Linux | Self::AroundSave, Moment::Exit) | (Self::Linux, Moment::Save) => {
-                Plan::NOTHING
-            }
-            // At the first save after an exit `AtExit` finds nothing to do; but a save can also
-            // follow an entry that did not happen, with the guest's value in place.
-            (Self::AtExit | Self::AroundSave, Moment::Save) => Plan {
+            // `AtExit` has cleared it at the exit.
+            (Self::Linux | Self::AroundSave, Moment::Exit)
+            | (Self::Linux | Self::AtExit, Moment::Save) => Plan::NOTHING,
+            (Self::AroundSave, Moment::Save) => Plan {
                 before: changed(processor_xfd, processor_xfd.difference(in_use)),
                 after: None,
             },
@@ -219,10 +219,19 @@ mod tests {
     fn options_1_and_2_never_save_or_restore_what_is_in_use_while_it_is_disabled() {
         for situation in situations() {
             for strategy in [Strategy::AtExit, Strategy::AroundSave] {
-                for moment in [Moment::Save, Moment::Restore] {
-                    let during = strategy
-                        .plan(moment, situation)
-                        .during(situation.processor_xfd);
+                // A save follows an exit, after which the processor has the guest's value.
+                let exited = Situation {
+                    processor_xfd: situation.guest_xfd,
+                    ..situation
+                };
+                let exit = strategy.plan(Moment::Exit, exited);
+                let saving = Situation {
+                    processor_xfd: exit.end(exited.processor_xfd),
+                    ..exited
+                };
+                for (moment, situation) in [(Moment::Save, saving), (Moment::Restore, situation)] {
+                    let plan = strategy.plan(moment, situation);
+                    let during = plan.during(situation.processor_xfd);
                     assert!(
                         !during.intersects(situation.in_use),
                         "{strategy:?} {moment:?} {situation:?}"
