@@ -14,5 +14,6 @@ mod machine;
 
 mod boot;
 mod exits;
+mod filter;
 mod first_use;
 mod vmm;

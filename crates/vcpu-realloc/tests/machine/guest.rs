@@ -54,6 +54,10 @@ pub(crate) enum Command {
     Compute(u64),
     /// Goes back to the first command.
     Again,
+    /// WRMSR of any register.
+    WriteMsr(u32, u32),
+    /// RDMSR of any register.
+    ReadMsr(u32),
 }
 
 impl Command {
@@ -70,6 +74,8 @@ impl Command {
             Self::Switch(times) => [8, times],
             Self::Compute(times) => [9, times],
             Self::Again => [10, 0],
+            Self::WriteMsr(index, value) => [11, u64::from(index) << 32 | u64::from(value)],
+            Self::ReadMsr(index) => [12, index.into()],
         }
     }
 }
@@ -116,6 +122,10 @@ global_asm!(
     "je 38f",
     "cmp eax, 9",
     "je 39f",
+    "cmp eax, 11",
+    "je 41f",
+    "cmp eax, 12",
+    "je 42f",
     "mov qword ptr [rdi + {PC}], 0",
     "jmp 2b",
     // Halt
@@ -204,6 +214,19 @@ global_asm!(
     "dec r8",
     "jnz 39b",
     "jmp 2b",
+    // WriteMsr
+    "41:",
+    "mov eax, r8d",
+    "mov rcx, r8",
+    "shr rcx, 32",
+    "xor edx, edx",
+    "wrmsr",
+    "jmp 2b",
+    // ReadMsr
+    "42:",
+    "mov ecx, r8d",
+    "rdmsr",
+    "jmp 2b",
     "40:",
     "ldtilecfg [rdi + {CONFIG}]",
     "mov r9d, 64",
@@ -259,9 +282,9 @@ global_asm!(
     "push rax",
     "inc qword ptr [rdi + {GP_COUNT}]",
     "mov rax, [rsp + 8]",
-    // WRMSR is 0f 30; XSETBV is a byte longer.
-    "cmp word ptr [rax], 0x300f",
-    "je 24f",
+    // RDMSR and WRMSR have two bytes; XSETBV, 0f 01 d1, three.
+    "cmp word ptr [rax], 0x010f",
+    "jne 24f",
     "inc rax",
     "24:",
     "add rax, 2",

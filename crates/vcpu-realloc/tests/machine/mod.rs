@@ -45,6 +45,8 @@ pub(crate) enum Stop {
         index: u32,
         value: u64,
     },
+    /// It reads an MSR that is trapped.
+    Rdmsr(u32),
     /// It said a number.
     Bell(u32),
     /// It took an exception that it does not handle.
@@ -213,6 +215,7 @@ impl Machine {
                 index: exit.index,
                 value: exit.data,
             },
+            VcpuExit::X86Rdmsr(exit) => Stop::Rdmsr(exit.index),
             VcpuExit::IoOut(guest::BELL_PORT, number) => {
                 Stop::Bell(u32::from_le_bytes(number.try_into().unwrap()))
             }
@@ -224,6 +227,11 @@ impl Machine {
             vcpu.exits += 1;
         }
         stop
+    }
+
+    /// Lets an MSR access that has left be #GP, as a VMM does with one that is not its own.
+    pub(crate) fn refuse(&mut self, n: usize) {
+        self.vcpus[n].fd.get_kvm_run().__bindgen_anon_1.msr.error = 1;
     }
 
     /// Handles a write that has left.
