@@ -207,11 +207,12 @@ impl ExitHandler {
         self.pending = Some(xfd);
         // Until the write is done, running the vCPU must not skip it.
         set_error(vcpu, Completion::Fault);
-        // XSETBV never leaves KVM, so this is where the gate learns of XCR0.
-        let xcr0 = read_xcr0(vcpu)?;
         let mut first_use = None;
         self.take_what_the_vm_has();
-        let _ = self.gate.on(Event::ObserveXcr0(xcr0));
+        if !self.gate.has_passed() {
+            // XSETBV never leaves KVM, so this is where the gate learns of XCR0.
+            let _ = self.gate.on(Event::ObserveXcr0(read_xcr0(vcpu)?));
+        }
         let before = self.gate.clone();
         let mut action = self.gate.on(Event::WriteXfd(xfd));
         if let Action::Grow(growth) = action {

@@ -13,7 +13,11 @@
 mod machine;
 
 mod boot;
+mod cost;
+mod downstream;
+mod early;
 mod exits;
 mod filter;
 mod first_use;
+mod snapshot;
 mod vmm;

@@ -48,10 +48,10 @@ pub(crate) enum Command {
     /// So many times: IA32_XFD to 1 << 18, and to 0.
     Toggle(u64),
     /// So many times, as a kernel that switches from a task without AMX to one with and back:
-    /// IA32_XFD to 0, tiles configured, loaded, multiplied and released, IA32_XFD to 1 << 18.
-    Switch(u64),
-    /// So many times the same without the writes of IA32_XFD.
-    Compute(u64),
+    /// IA32_XFD to 0, so many products of tiles, IA32_XFD to 1 << 18.
+    Switch(u32, u32),
+    /// The same without the writes of IA32_XFD.
+    Compute(u32, u32),
     /// Goes back to the first command.
     Again,
     /// WRMSR of any register.
@@ -71,8 +71,8 @@ impl Command {
             Self::LoadTiles => [5, 0],
             Self::StoreTiles => [6, 0],
             Self::Toggle(times) => [7, times],
-            Self::Switch(times) => [8, times],
-            Self::Compute(times) => [9, times],
+            Self::Switch(times, products) => [8, u64::from(products) << 32 | u64::from(times)],
+            Self::Compute(times, products) => [9, u64::from(products) << 32 | u64::from(times)],
             Self::Again => [10, 0],
             Self::WriteMsr(index, value) => [11, u64::from(index) << 32 | u64::from(value)],
             Self::ReadMsr(index) => [12, index.into()],
@@ -198,6 +198,10 @@ global_asm!(
     "jmp 2b",
     // Switch
     "38:",
+    "mov r10, r8",
+    "shr r10, 32",
+    "mov r8d, r8d",
+    "48:",
     "mov ecx, 0x1c4",
     "xor edx, edx",
     "xor eax, eax",
@@ -206,13 +210,17 @@ global_asm!(
     "mov eax, 0x40000",
     "wrmsr",
     "dec r8",
-    "jnz 38b",
+    "jnz 48b",
     "jmp 2b",
     // Compute
     "39:",
+    "mov r10, r8",
+    "shr r10, 32",
+    "mov r8d, r8d",
+    "49:",
     "call 40f",
     "dec r8",
-    "jnz 39b",
+    "jnz 49b",
     "jmp 2b",
     // WriteMsr
     "41:",
@@ -233,7 +241,11 @@ global_asm!(
     "tileloadd tmm0, [rdi + r9 + {IN}]",
     "tileloadd tmm1, [rdi + r9 + {IN} + 0x400]",
     "tileloadd tmm2, [rdi + r9 + {IN} + 0x800]",
+    "mov r11, r10",
+    "43:",
     "tdpbssd tmm0, tmm1, tmm2",
+    "dec r11",
+    "jnz 43b",
     "tilestored [rdi + r9 + {OUT}], tmm0",
     "tilerelease",
     "ret",
