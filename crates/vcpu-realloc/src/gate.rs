@@ -7,7 +7,7 @@
 mod action;
 mod event;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod transitions;
 
@@ -153,7 +153,14 @@ impl Gate {
     /// none.
     #[must_use]
     pub fn everything(&self) -> Option<Growth> {
-        let features = self.layout.xfd() - self.state.granted;
+        self.growth_for(XFeatures::all())
+    }
+
+    /// What it takes to have state for these features, as far as IA32_XFD can disable them. `None`
+    /// where all of them have been granted.
+    #[must_use]
+    pub fn growth_for(&self, features: XFeatures) -> Option<Growth> {
+        let features = features & (self.layout.xfd() - self.state.granted);
         (!features.is_empty()).then(|| self.growth(features))
     }
 

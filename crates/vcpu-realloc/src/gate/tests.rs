@@ -18,7 +18,7 @@ fn amx() -> XFeatures {
     XFeatures::from_bits_retain(0x60003)
 }
 
-pub(super) fn amx_layout() -> Layout {
+pub(crate) fn amx_layout() -> Layout {
     layout(0x60003)
 }
 

@@ -1,0 +1,147 @@
+//! Saved before, in the middle of, and after growth, and gone on in another VM.
+
+use vcpu_realloc::Answer;
+use vcpu_realloc::kvm::{Handled, Mode, ObserveError, Options};
+
+use crate::boot::{AMX, boot};
+use crate::machine::{ARMED, Command, MSR_IA32_XFD, Machine, NONE, Stop, TILES, guest};
+use crate::vmm::{Grants, never};
+
+const CLEARED: Stop = Stop::Wrmsr {
+    index: MSR_IA32_XFD,
+    value: 0,
+};
+
+/// A process uses tiles, with a bell in front of it, with its tiles loaded, and at its end.
+const PROCESS: [Command; 5] = [
+    Command::Bell(2),
+    AMX[0],
+    Command::Bell(3),
+    AMX[1],
+    Command::Bell(4),
+];
+
+fn booted() -> Option<Machine> {
+    let mut machine = Machine::with_amx(1, Options::default())?;
+    boot(&mut machine, 0, &mut never);
+    machine.tell(0, &PROCESS);
+    assert_eq!(machine.run(0, &mut never), Stop::Bell(2));
+    Some(machine)
+}
+
+/// Moves vCPU 0 to a new VM.
+fn moved(machine: &mut Machine, saving: &mut Grants, restoring: &mut Grants) -> Machine {
+    let saved = machine.save(0, saving);
+    let mut target = Machine::with_amx(1, Options::default()).unwrap();
+    target.copy_memory(machine);
+    target.restore(0, &saved, restoring);
+    target
+}
+
+#[test]
+fn saved_before_growth_the_first_use_is_seen_there() {
+    let Some(mut machine) = booted() else { return };
+    let (mut saving, mut restoring) = (Grants::default(), Grants::default());
+    let mut target = moved(&mut machine, &mut saving, &mut restoring);
+    assert!(saving.0.is_empty() && restoring.0.is_empty());
+    assert_eq!(target.gate.mode(), Mode::Trapping);
+    assert_eq!(target.step(0), CLEARED);
+    assert!(target.is_in_nm_handler(0));
+    let mut vmm = Grants::default();
+    let _ = target.handle(0, 0, &mut vmm).unwrap();
+    assert_eq!(vmm.0.len(), 1);
+    assert_eq!(target.step(0), Stop::Bell(3));
+    assert_eq!(target.step(0), Stop::Bell(4));
+    assert!(target.tiles_are_right(0));
+    assert_eq!(target.vcpus[0].exits, 1);
+}
+
+#[test]
+fn saved_in_the_middle_of_growth_the_write_is_repeated_there() {
+    let Some(mut machine) = booted() else { return };
+    assert_eq!(machine.step(0), CLEARED);
+    let waiting = machine.handle(0, 0, &mut Answer::Later).unwrap();
+    assert!(matches!(waiting, Handled::Waiting(_)));
+    // It is in the middle of an instruction, and the gate says so.
+    let state = machine.capture(0);
+    let handler = &mut machine.vcpus[0].handler;
+    let error = handler.observe(&state, &mut never).unwrap_err();
+    assert_eq!(error, ObserveError::Waiting);
+    let vcpu = &mut machine.vcpus[0];
+    vcpu.handler.rewind(&mut vcpu.fd).unwrap();
+    assert!(machine.is_in_nm_handler(0));
+
+    let (mut saving, mut restoring) = (Grants::default(), Grants::default());
+    let mut target = moved(&mut machine, &mut saving, &mut restoring);
+    assert!(saving.0.is_empty() && restoring.0.is_empty());
+    // There, and here: whichever of both goes on.
+    for vm in [&mut target, &mut machine] {
+        assert_eq!(vm.step(0), CLEARED);
+        assert!(vm.is_in_nm_handler(0));
+        let mut vmm = Grants::default();
+        let _ = vm.handle(0, 0, &mut vmm).unwrap();
+        assert_eq!(vmm.0.len(), 1);
+        assert_eq!(vm.step(0), Stop::Bell(3));
+        assert_eq!(vm.step(0), Stop::Bell(4));
+        assert!(vm.tiles_are_right(0));
+        assert_eq!(vm.word(0, guest::GP_COUNT), 0);
+    }
+}
+
+/// The control: a VMM that completes pending exits and does not rewind gives its guest a fault.
+#[test]
+fn saved_in_the_middle_without_rewinding_is_gp() {
+    let Some(mut machine) = booted() else { return };
+    assert_eq!(machine.step(0), CLEARED);
+    let waiting = machine.handle(0, 0, &mut Answer::Later).unwrap();
+    assert!(matches!(waiting, Handled::Waiting(_)));
+    let fd = &mut machine.vcpus[0].fd;
+    fd.set_kvm_immediate_exit(1);
+    assert_eq!(fd.run().unwrap_err().errno(), libc::EINTR);
+    fd.set_kvm_immediate_exit(0);
+    machine.step(0);
+    assert_eq!(machine.word(0, guest::GP_COUNT), 1);
+}
+
+#[test]
+fn saved_after_growth_the_tiles_go_along_and_nothing_is_trapped() {
+    let Some(mut machine) = booted() else { return };
+    assert_eq!(machine.run(0, &mut Answer::Grant), Stop::Bell(3));
+    let (mut saving, mut restoring) = (Grants::default(), Grants::default());
+    let mut target = moved(&mut machine, &mut saving, &mut restoring);
+    assert!(saving.0.is_empty());
+    let [request] = restoring.0[..] else {
+        panic!("{restoring:?}");
+    };
+    assert_eq!((request.vcpu, request.growth.features()), (0, TILES));
+    assert_eq!(target.gate.mode(), Mode::Lifted);
+    assert_eq!(target.step(0), Stop::Bell(4));
+    assert!(target.tiles_are_right(0));
+    target.tell(0, &[Command::Toggle(1_000), AMX[0], AMX[1]]);
+    assert_eq!(target.step(0), Stop::Halted);
+    assert!(target.tiles_are_right(0));
+    assert_eq!(target.vcpus[0].exits, 0);
+}
+
+/// Between two processes IA32_XFD is armed and no tile is in use: there the vCPU needs no state until
+/// it uses it again.
+#[test]
+fn saved_after_growth_and_armed_it_is_small_again_there() {
+    let Some(mut machine) = booted() else { return };
+    assert_eq!(machine.run(0, &mut Answer::Grant), Stop::Bell(3));
+    assert_eq!(machine.step(0), Stop::Bell(4));
+    assert!(machine.tiles_are_right(0));
+    machine.tell(
+        0,
+        &[Command::WriteXfd(ARMED), Command::Bell(5), AMX[0], AMX[1]],
+    );
+    assert_eq!(machine.step(0), Stop::Bell(5));
+    let (mut saving, mut restoring) = (Grants::default(), Grants::default());
+    let mut target = moved(&mut machine, &mut saving, &mut restoring);
+    assert!(saving.0.is_empty() && restoring.0.is_empty());
+    assert_eq!(target.vcpus[0].handler.gate().granted(), NONE);
+    let mut vmm = Grants::default();
+    assert_eq!(target.run(0, &mut vmm), Stop::Halted);
+    assert_eq!(vmm.0.len(), 1);
+    assert!(target.tiles_are_right(0));
+}
