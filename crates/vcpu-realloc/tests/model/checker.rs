@@ -81,7 +81,6 @@ impl Model for Machine {
 /// What a whole search found.
 pub(crate) struct Searched {
     pub states: usize,
-    pub depth: usize,
     /// Names of `SOMETIMES`, in their order.
     pub reached: Vec<&'static str>,
     /// The claims that do not hold.
@@ -99,7 +98,6 @@ pub(crate) fn search(setup: Setup) -> Searched {
     let mut found = checker.discoveries();
     Searched {
         states: checker.unique_state_count(),
-        depth: checker.max_depth(),
         reached: SOMETIMES
             .iter()
             .map(|claim| claim.name)

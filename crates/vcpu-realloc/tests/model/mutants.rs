@@ -16,6 +16,8 @@ const DIES: &str = "the host never takes #NM";
 const LOSES: &str = "no tile is lost";
 const BEFORE: &str = "nothing exists before the grant";
 const WROTE: &str = "the guest has what it wrote";
+const EXITS: &str = "at most two exits per vCPU, none after first use";
+const ASKED: &str = "the VMM is asked at first use only";
 const RETRY: &str = "every failure reaches the VMM and can be retried";
 
 pub(crate) fn all() -> Vec<Mutant> {
@@ -53,6 +55,7 @@ pub(crate) fn all() -> Vec<Mutant> {
         without(GrantBeforeUse, &[Linux], fixed, nothing, BEFORE),
         without(ObserveXcr0, &[Linux], fixed, nothing, BEFORE),
         without(AllGrownBeforeLift, &[Linux, Linux], fixed, nothing, BEFORE),
+        without(LiftAtFirstUse, &[Linux], fixed, nothing, EXITS),
         without(
             DenialHasNoEffect,
             &[Linux],
@@ -75,6 +78,7 @@ pub(crate) fn all() -> Vec<Mutant> {
             WROTE,
         ),
         without(InitKeepsXfd, &[Linux], fixed, bounds(0, 0, 0, 0, 1), WROTE),
+        without(ObserveAtInit, &[Any], fixed, bounds(1, 0, 0, 0, 1), ASKED),
         without(ReleaseBeforeXfd, &[Any], fixed, nothing, DIES),
         without(XfdBeforeXsave, &[Linux], fixed, a_move, LOSES),
         without(XfdInSnapshot, &[Linux], fixed, a_move, WROTE),

@@ -67,8 +67,8 @@ pub(crate) fn all() -> Vec<Search> {
         contents,
         kvm(&[Any], once),
         kvm(&[Linux, Linux], some(1, 1, 1, 0, 0)),
-        kvm(&[Linux, Linux], some(1, 0, 0, 1, 0)),
-        kvm(&[Linux, Linux], some(1, 0, 0, 0, 1)),
+        kvm(&[Linux, Linux], some(1, 0, 1, 1, 0)),
+        kvm(&[Linux, Linux], some(1, 0, 1, 0, 1)),
         kvm(&[Linux, Any], some(1, 0, 0, 0, 0)),
         each(&[Linux, Linux], some(1, 1, 1, 0, 0)),
         unfixed(

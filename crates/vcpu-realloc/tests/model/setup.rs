@@ -114,6 +114,8 @@ pub(crate) enum Protection {
     ResetDropsTheWrite,
     RestoreIsTold,
     MoveWithdrawsTheWrite,
+    LiftAtFirstUse,
+    ObserveAtInit,
     OptionAtSave,
     OptionAtRestore,
     OptionAtExit,
@@ -141,6 +143,10 @@ impl fmt::Display for Protection {
             Self::RestoreIsTold => "the gate is not told of a restore",
             Self::MoveWithdrawsTheWrite => {
                 "a snapshot taken while a write is held counts the write as done"
+            }
+            Self::LiftAtFirstUse => "the filter stays after the VM's first use",
+            Self::ObserveAtInit => {
+                "an INIT on KVM is judged by the XCR0 of an earlier exit, not by the vCPU's"
             }
             Self::OptionAtSave => "option 2 around XRSTORS only",
             Self::OptionAtRestore => "option 2 around XSAVES only",

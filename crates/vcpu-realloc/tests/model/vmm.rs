@@ -97,7 +97,8 @@ impl World {
             }
         }
         let all_passed = self.vcpus.iter().all(|vcpu| vcpu.gate.has_passed());
-        if self.filter && (setup.policy == Policy::Vm || all_passed) {
+        let lifts = setup.policy == Policy::Vm && !setup.lacks(Protection::LiftAtFirstUse);
+        if self.filter && (lifts || all_passed && setup.policy == Policy::Vcpu) {
             self.filter = false;
             for vcpu in &mut self.vcpus {
                 vcpu.exits_left = 0;
@@ -241,7 +242,7 @@ impl Vcpu {
             self.stale = Some(write);
         }
         let action = if init && !setup.lacks(Protection::InitKeepsXfd) {
-            if setup.is_kvm() {
+            if setup.is_kvm() && !setup.lacks(Protection::ObserveAtInit) {
                 // What the gate last saw may be old.
                 let _ = self.gate.on(Event::ObserveXcr0(xcr0(self.xcr0)));
             }
