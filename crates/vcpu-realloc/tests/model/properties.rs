@@ -35,7 +35,8 @@ pub(crate) const ALWAYS: &[Always] = &[
         name: "nothing exists before the grant",
         meaning: "a vCPU that can use tiles, or has some in use, has the VMM's memory for them. On \
                   KVM with one exception, which no VMM can close: an XSETBV while XFD is clear \
-                  leaves to nobody, and the next exit or capture is where the VMM is asked",
+                  leaves to nobody. The next capture asks, and the next write of XFD that leaves it \
+                  clear; until then, and after a denial, the guest has what it has",
         holds: |_, world| world.vcpus.iter().all(nothing_before_the_grant),
     },
     Always {

@@ -14,8 +14,6 @@ use super::setup::{Bounds, Host, Policy, Program, Setup};
 use super::trace;
 use super::world::{Step, VmmStep};
 
-const STEPS: usize = 1_500;
-
 fn many() -> Bounds {
     Bounds {
         denials: 6,
@@ -72,6 +70,7 @@ fn disturbs(step: Step) -> bool {
 /// Runs of a setup, from a fixed seed; they shrink to the shortest that fails.
 fn runs(
     setup: &Setup,
+    steps: usize,
     cases: u32,
     max_shrink_iters: u32,
 ) -> Result<BTreeSet<&'static str>, String> {
@@ -83,7 +82,7 @@ fn runs(
         ..Config::default()
     };
     let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
-    let choices = prop::collection::vec(any::<u16>(), STEPS);
+    let choices = prop::collection::vec(any::<u16>(), steps);
     TestRunner::new_with_rng(config, rng)
         .run(&choices, |choices| {
             run(setup, &choices, &mut reached.borrow_mut()).map_err(TestCaseError::fail)
@@ -93,7 +92,8 @@ fn runs(
 }
 
 fn holds(setup: Setup, cases: u32) {
-    let reached = runs(&setup, cases, 2_000).unwrap_or_else(|error| panic!("{setup:?}: {error}"));
+    let reached =
+        runs(&setup, 1_500, cases, 2_000).unwrap_or_else(|error| panic!("{setup:?}: {error}"));
     println!(
         "reached {} of {}: {reached:?}",
         reached.len(),
@@ -172,19 +172,19 @@ fn long_runs_find_what_a_missing_protection_lets_through() {
             inits,
         } = mutant.setup.bounds;
         let bounds = Bounds {
-            denials: 3 * denials,
-            failures: 3 * failures,
+            denials: 10 * denials,
+            failures: 10 * failures,
             // A move gives everything another chance.
-            moves: 3 * moves.max(10),
-            resets: 3 * resets,
-            inits: 3 * inits,
+            moves: 10 * moves.max(3),
+            resets: 10 * resets,
+            inits: 10 * inits,
         };
         let setup = Setup {
             bounds,
             ..mutant.setup.clone()
         };
         assert!(
-            runs(&setup, 8_192, 0).is_err(),
+            runs(&setup, 300, 30_000, 0).is_err(),
             "no random run breaks anything without it: {}",
             mutant.name
         );

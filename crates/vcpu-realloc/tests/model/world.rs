@@ -44,7 +44,7 @@ pub(crate) struct Vcpu {
     pub gate: Gate,
     /// The VMM has memory for the tiles.
     pub grown: bool,
-    /// The VMM knows that the guest can use tiles which nobody has seen it enable.
+    /// The guest has enabled tiles by an XSETBV that nobody saw, and still has them.
     pub unseen: bool,
     /// A question whose write is gone, and which another thread may still answer.
     pub stale: Option<Write>,
