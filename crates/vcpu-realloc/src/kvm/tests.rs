@@ -4,7 +4,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering::Relaxed;
 
-use kvm_ioctls::MsrExitReason;
+use kvm_ioctls::{MsrExitReason, MsrFilterDefaultAction, MsrFilterRangeFlags};
 use xsave_state::{ExtendedState, Image, Layout, Registers, XFeatures};
 
 use super::ioctl::{Simulated, VmHandle};
@@ -59,17 +59,35 @@ fn the_exit_comes_before_the_filter_and_goes_after_it() {
 }
 
 #[test]
-fn a_vmm_s_own_reasons_stay() {
+fn a_vmm_s_own_filter_and_reasons_stay() {
     let vm = Arc::default();
+    let own = MsrRange::new(MsrFilterRangeFlags::READ, 0x10, 1, &[0]).unwrap();
     let options = Options {
+        filter: MsrFilter::new(MsrFilterDefaultAction::ALLOW, vec![own]).unwrap(),
         exit_reasons: MsrExitReason::Unknown,
         ..Options::default()
     };
     let gate = install(&vm, true, options).unwrap();
-    assert_eq!(vm.told(), ["MsrExitReason(Unknown | Filter)", "1 ranges"]);
+    assert_eq!(vm.told(), ["MsrExitReason(Unknown | Filter)", "2 ranges"]);
     let mut handler = gate.vcpu(0, &mut never).unwrap();
     handler.restored(&passed(), &mut Answer::Grant).unwrap();
-    assert_eq!(vm.told(), ["0 ranges", "MsrExitReason(Unknown)"]);
+    assert_eq!(vm.told(), ["1 ranges", "MsrExitReason(Unknown)"]);
+}
+
+#[test]
+fn a_vmm_s_own_filter_that_has_the_register_is_named() {
+    let vm = Arc::<Simulated>::default();
+    let own = MsrRange::new(MsrFilterRangeFlags::WRITE, 0x1c4, 1, &[0]).unwrap();
+    let options = Options {
+        filter: MsrFilter::new(MsrFilterDefaultAction::ALLOW, vec![own]).unwrap(),
+        ..Options::default()
+    };
+    let error = install(&vm, true, options).unwrap_err();
+    assert!(matches!(
+        error,
+        InstallError::Merge(FilterError::DeniedAlready { index: 0x1c4 })
+    ));
+    assert!(vm.told().is_empty());
 }
 
 #[test]
