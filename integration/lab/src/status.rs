@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use crate::emulator;
 use crate::kernel::{Kernel, RELEASE};
-use crate::manifest::{Care, Manifest};
+use crate::manifest::{Care, Manifest, ManifestError};
 use crate::patch_set;
 use crate::saved;
 use crate::store::{Store, StoreError, is_unfinished};
@@ -64,6 +64,14 @@ pub fn status(store: &Store, verify: bool) -> Result<Status, StoreError> {
 
 fn describe(store: &Store, name: &str, part: &str, care: Care) -> Part {
     match Manifest::check(&store.part(part), care) {
+        Err(ManifestError::Missing { .. }) => Part {
+            name: name.to_owned(),
+            bytes: None,
+            about: match name.parse::<Kernel>() {
+                Ok(kernel) => format!("not there: amx-lab prepare --kernel {kernel}"),
+                Err(_) => "not there: amx-lab prepare".to_owned(),
+            },
+        },
         Err(error) => Part {
             name: name.to_owned(),
             bytes: None,
