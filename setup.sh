@@ -13,7 +13,6 @@ need gcc gcc
 need g++ g++
 need make make
 need objcopy binutils
-need patch patch
 need perl perl
 need xz xz-utils
 need dpkg-deb dpkg

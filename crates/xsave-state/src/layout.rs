@@ -175,15 +175,8 @@ impl Layout {
             let Some(id) = ComponentId::new(number) else {
                 break;
             };
-            if let Some((offset, size)) = legacy_region(id) {
-                *slot = Some(Component {
-                    id,
-                    size,
-                    kind: ComponentKind::User { offset },
-                    aligned: false,
-                    xfd: false,
-                });
-            } else if (user | supervisor).contains(id.bit()) {
+            *slot = legacy_component(id);
+            if slot.is_none() && (user | supervisor).contains(id.bit()) {
                 let leaf = cpuid(CPUID_XSAVE, u32::from(number));
                 *slot = Some(component(id, leaf, supervisor.contains(id.bit()))?);
             }
@@ -217,6 +210,41 @@ impl Layout {
             mxcsr_mask,
             palettes,
         })))
+    }
+
+    /// x87 and SSE alone: the layout of a guest whose CPUID has no XSAVE. KVM saves and restores such
+    /// a vCPU in the same area, of which 576 bytes mean something (SDM Vol. 1 §13.4.1).
+    ///
+    /// [`from_cpuid`](Self::from_cpuid) does not choose it by itself: zeros where leaf 0DH should be
+    /// are more often a table that was looked up in the wrong way.
+    ///
+    /// ```
+    /// use xsave_state::{Layout, LayoutError, XFeatures};
+    ///
+    /// # let cpuid = |_: u32, _: u32| [0; 4];
+    /// let layout = match Layout::from_cpuid(cpuid) {
+    ///     Err(LayoutError::NoXsaveLeaf { .. }) => Layout::legacy(),
+    ///     other => other?,
+    /// };
+    /// assert_eq!(layout.user(), XFeatures::X87 | XFeatures::SSE);
+    /// assert_eq!(layout.standard_size(), 576);
+    /// # Ok::<(), LayoutError>(())
+    /// ```
+    #[must_use]
+    pub fn legacy() -> Self {
+        let mut components = [None; SLOTS];
+        for (number, slot) in (0..).zip(&mut components) {
+            *slot = ComponentId::new(number).and_then(legacy_component);
+        }
+        Self(Arc::new(Inner {
+            components,
+            user: XFeatures::LEGACY,
+            supervisor: XFeatures::empty(),
+            xfd: XFeatures::empty(),
+            standard_size: EXTENDED_OFFSET,
+            mxcsr_mask: MXCSR_MASK,
+            palettes: Vec::new(),
+        }))
     }
 
     /// The same layout with another mask of valid MXCSR bits: byte 28 of an area that the processor
@@ -375,12 +403,19 @@ fn bitmap(low: u32, high: u32) -> XFeatures {
 
 /// Offset and size of the two components that every processor has at the same place. Bytes 24 to 31
 /// (MXCSR and its mask) lie within the first and belong to SSE and AVX (SDM Vol. 1 §13.4.1).
-fn legacy_region(id: ComponentId) -> Option<(usize, usize)> {
-    match id {
-        ComponentId::X87 => Some((0, 160)),
-        ComponentId::SSE => Some((160, 256)),
-        _ => None,
-    }
+fn legacy_component(id: ComponentId) -> Option<Component> {
+    let (offset, size) = match id {
+        ComponentId::X87 => (0, 160),
+        ComponentId::SSE => (160, 256),
+        _ => return None,
+    };
+    Some(Component {
+        id,
+        size,
+        kind: ComponentKind::User { offset },
+        aligned: false,
+        xfd: false,
+    })
 }
 
 /// The size of components whose content this crate or its users read, by the architecture
@@ -538,7 +573,7 @@ fn palettes(
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum LayoutError {
-    /// There is no leaf 0DH.
+    /// There is no leaf 0DH. A guest without XSAVE has [`Layout::legacy`].
     #[error("CPUID has no leaf 0DH (XSAVE): the highest basic leaf is {max_leaf:#x}")]
     NoXsaveLeaf {
         /// CPUID.0H:EAX.

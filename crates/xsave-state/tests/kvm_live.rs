@@ -118,6 +118,26 @@ fn a_vcpu_without_cpuid_is_refused() {
     assert_eq!(error.vcpu, VcpuAfter::Unchanged);
 }
 
+/// As of a guest whose CPUID has no XSAVE: KVM keeps x87 and SSE, and nothing else is claimed.
+#[test]
+fn a_vcpu_without_xsave_in_its_cpuid_moves_with_x87_and_sse() {
+    let Some(machine) = machine() else { return };
+    let layout = Layout::legacy();
+    let image = full_state(&layout, XFeatures::empty()).into_image();
+    let state = ExtendedState::new(image, Registers::RESET).unwrap();
+    let mut buffer = machine.buffer;
+    let vcpu = machine.vm.create_vcpu(1).unwrap();
+    kvm::restore(&vcpu, &state, &mut buffer).unwrap();
+    let captured = kvm::capture(&vcpu, &layout, &mut buffer).unwrap();
+    assert_eq!(captured.state.registers().xcr0, XFeatures::X87);
+    for id in [xsave_state::ComponentId::X87, xsave_state::ComponentId::SSE] {
+        assert_eq!(
+            captured.state.image().component(id),
+            state.image().component(id)
+        );
+    }
+}
+
 #[test]
 fn an_xcr0_that_the_cpuid_lacks_is_refused_by_kvm_at_its_step() {
     let Some(mut machine) = machine() else { return };

@@ -304,6 +304,16 @@ impl World {
         assert!(vm.set_msr(MSR_STAR, 0x0010_0008 << 32));
     }
 
+    /// Enters the program that counts rcx down from `turns` and rax up from 0, and then leaves through
+    /// port 41H, with RFLAGS.IF as given.
+    pub fn enter_count(&self, vm: &Vm, turns: u64, interrupts_enabled: bool) {
+        self.enter(vm, self.code + trial::count_entry());
+        let mut regs = vm.vcpu.get_regs().unwrap();
+        (regs.rax, regs.rcx) = (0, turns);
+        regs.rflags |= u64::from(interrupts_enabled) << 9;
+        vm.vcpu.set_regs(&regs).unwrap();
+    }
+
     /// Long mode at CPL 0, with all of XCR0 enabled, at this address.
     pub fn enter(&self, vm: &Vm, address: u64) {
         let segment = |selector, type_, long| kvm_segment {

@@ -23,6 +23,7 @@ pub mod pattern;
 pub mod pkey;
 pub mod process;
 pub mod sdm;
+pub mod ticks;
 pub mod trap;
 pub mod trial;
 

@@ -87,4 +87,13 @@ amx_fidelity_sysret:
 41: out 0x31, al
     out 0x32, al
     jmp 41b
+
+# Counts rcx down to zero and rax up by as much, then leaves.
+.globl amx_fidelity_count
+amx_fidelity_count:
+42: inc rax
+    dec rcx
+    jnz 42b
+    out 0x41, al
+    hlt
 .popsection

@@ -114,6 +114,7 @@ unsafe extern "sysv64" {
     fn amx_fidelity_end();
     fn amx_fidelity_selftest();
     fn amx_fidelity_sysret();
+    fn amx_fidelity_count();
     fn amx_fidelity_run(trials: *mut Trial, count: u64);
 }
 
@@ -134,6 +135,11 @@ pub(crate) fn selftest_entry() -> u64 {
 /// Offset of the guest program that goes to CPL 3 by SYSRET.
 pub(crate) fn sysret_entry() -> u64 {
     offset_of(amx_fidelity_sysret as *const () as usize)
+}
+
+/// Offset of the guest program that counts.
+pub(crate) fn count_entry() -> u64 {
+    offset_of(amx_fidelity_count as *const () as usize)
 }
 
 /// Offset of the handler of an exception in [`code`].

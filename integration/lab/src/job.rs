@@ -37,6 +37,14 @@ pub enum JobError {
         /// Why.
         source: ElfError,
     },
+    /// It is not a file that may be executed.
+    #[error("{path}: {why}", path = path.display())]
+    NotExecutable {
+        /// The path.
+        path: PathBuf,
+        /// What it is instead.
+        why: &'static str,
+    },
     /// A path cannot be used inside the lab.
     #[error("{path}: a path inside the lab is absolute, UTF-8 and without ..", path = path.display())]
     Path {
@@ -84,6 +92,18 @@ impl Job {
             }
             path => path.map_err(io)?,
         };
+        let about = fs::metadata(&path).map_err(io)?;
+        let not_executable = |why| JobError::NotExecutable {
+            path: given.to_owned(),
+            why,
+        };
+        // A device or a pipe would be read without end.
+        if !about.is_file() {
+            return Err(not_executable("not a file"));
+        }
+        if about.permissions().mode() & 0o111 == 0 {
+            return Err(not_executable("not executable (chmod +x)"));
+        }
         let bytes = fs::read(&path).map_err(io)?;
         elf::check_static(&bytes).map_err(|source| JobError::Program {
             path: given.to_owned(),
@@ -276,6 +296,11 @@ mod tests {
         std::os::unix::fs::symlink("f", folder.path().join("d/l")).unwrap();
         let program = folder.path().join("program");
         fs::write(&program, crate::boot_image::INIT).unwrap();
+        assert!(matches!(
+            Job::new(&program),
+            Err(JobError::NotExecutable { .. })
+        ));
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o700)).unwrap();
         let job = Job::new(&program)
             .unwrap()
             .args(["a", "b"])
@@ -306,6 +331,12 @@ mod tests {
             Job::new("/nonexistent"),
             Err(JobError::NoProgram { .. })
         ));
+        for other in ["/", "/dev/zero"] {
+            assert!(matches!(
+                Job::new(other),
+                Err(JobError::NotExecutable { .. })
+            ));
+        }
         assert!(matches!(
             Job::new("/bin/sh"),
             Err(JobError::Program {

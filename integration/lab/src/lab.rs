@@ -21,7 +21,7 @@ use crate::wire;
 /// How long the kernel's report of its crash may take once it has begun.
 const CRASH_LIMIT: Duration = Duration::from_secs(20);
 /// A lab that is not up after this is not coming up.
-const START_LIMIT: Duration = Duration::from_secs(180);
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(180);
 
 /// What kind of lab is wanted.
 #[derive(Debug, Clone)]

@@ -36,7 +36,7 @@ struct FileRecord {
 #[non_exhaustive]
 pub enum ManifestError {
     /// It was never finished, or was removed.
-    #[error("{path} is not there; run `amx-lab prepare`", path = path.display())]
+    #[error("{path} is not there; run `amx-lab prepare` (with --kernel, if not for trixie)", path = path.display())]
     Missing {
         /// The manifest that was looked for.
         path: PathBuf,

@@ -51,11 +51,11 @@ impl Default for PrepareOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PrepareError {
-    /// Programs that the preparation needs are not on this machine.
-    #[error("the lab needs {} to be built; install what is missing with:\n  {command}", programs.join(", "))]
+    /// Programs or files that the preparation needs are not on this machine.
+    #[error("the lab needs {} to be built; install what is missing with:\n  {command}", names.join(", "))]
     MissingTools {
-        /// The programs.
-        programs: Vec<&'static str>,
+        /// What is missing.
+        names: Vec<&'static str>,
         /// The one command that installs them.
         command: String,
     },
@@ -195,8 +195,8 @@ impl Work<'_> {
         if !needs_emulator && kernels.is_empty() {
             return Ok(());
         }
-        if let Some((programs, command)) = tools::missing() {
-            return Err(PrepareError::MissingTools { programs, command });
+        if let Some((names, command)) = tools::missing() {
+            return Err(PrepareError::MissingTools { names, command });
         }
         let scratch = self.store.unfinished(lock, "scratch")?;
         let mut suites = BTreeMap::new();

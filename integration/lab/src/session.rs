@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Instant;
 
-use crate::lab::{Lab, LabError, LabOptions, Link};
+use crate::lab::{Lab, LabError, LabOptions, Link, START_LIMIT};
 use crate::machine::{Event, Machine, Start};
 use crate::progress::Progress;
 use crate::saved::{self, Ready};
@@ -174,8 +174,13 @@ fn serve_one(
 fn boot(ready: &Ready, start: Start) -> Result<(Machine, Vec<u8>), String> {
     let machine = Machine::start(&ready.emulator, &ready.folder, start, |_| {})
         .map_err(|error| error.to_string())?;
+    // A lab that hangs as it starts would keep all programs that wait for it.
+    let limit = Instant::now().checked_add(START_LIMIT);
     loop {
-        match machine.next(None) {
+        match machine.next(limit) {
+            None => {
+                return Err(format!("it was not up after {} s", START_LIMIT.as_secs()));
+            }
             Some(Event::Frame(wire::READY, release)) => return Ok((machine, release)),
             Some(Event::Gone(how)) => return Err(how),
             Some(Event::Crash(report)) => {

@@ -4,26 +4,28 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use serde::Serialize;
+
 use crate::emulator;
 use crate::kernel::{Kernel, RELEASE};
-use crate::manifest::{Care, Manifest};
+use crate::manifest::{Care, Manifest, ManifestError};
 use crate::patch_set;
 use crate::saved;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, is_unfinished};
 
 /// One part of the lab.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Part {
     /// What it is.
     pub name: String,
     /// Bytes that it takes on the disk; `None` if it is not there, or damaged.
     pub bytes: Option<u64>,
-    /// Packages that it came from, and what else is known of it; or why it cannot be used.
+    /// The release of a kernel, or the packages that it came from; or why it cannot be used.
     pub about: String,
 }
 
 /// All parts of the lab.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Status {
     /// What a lab needs: the emulator, then the kernels.
     pub parts: Vec<Part>,
@@ -46,7 +48,14 @@ pub fn status(store: &Store, verify: bool) -> Result<Status, StoreError> {
         .collect();
     let mut others = Vec::new();
     for (name, path) in store.members()? {
-        if path.is_dir() && !needed.iter().any(|(_, part)| *part == name) {
+        if is_unfinished(&name) {
+            others.push(Part {
+                bytes: Some(disk_bytes(&path)),
+                name,
+                about: "unfinished: of a prepare that runs now, or else removed by the next one"
+                    .to_owned(),
+            });
+        } else if path.is_dir() && !needed.iter().any(|(_, part)| *part == name) {
             others.push(describe(store, &name, &name, care));
         }
     }
@@ -55,6 +64,14 @@ pub fn status(store: &Store, verify: bool) -> Result<Status, StoreError> {
 
 fn describe(store: &Store, name: &str, part: &str, care: Care) -> Part {
     match Manifest::check(&store.part(part), care) {
+        Err(ManifestError::Missing { .. }) => Part {
+            name: name.to_owned(),
+            bytes: None,
+            about: match name.parse::<Kernel>() {
+                Ok(kernel) => format!("not there: amx-lab prepare --kernel {kernel}"),
+                Err(_) => "not there: amx-lab prepare".to_owned(),
+            },
+        },
         Err(error) => Part {
             name: name.to_owned(),
             bytes: None,
@@ -69,11 +86,11 @@ fn describe(store: &Store, name: &str, part: &str, care: Care) -> Part {
                 .packages
                 .iter()
                 .map(|(package, version)| format!("{package} {version}"));
-            let about = release
-                .into_iter()
-                .chain(packages)
-                .collect::<Vec<_>>()
-                .join(", ");
+            // A kernel says its release, which its packages' names repeat.
+            let about = match release {
+                Some(release) => release,
+                None => packages.collect::<Vec<_>>().join(", "),
+            };
             Part {
                 name: name.to_owned(),
                 bytes: Some(disk_bytes(&store.part(part))),

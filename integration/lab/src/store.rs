@@ -133,7 +133,7 @@ impl Store {
     /// Removes what a killed process left.
     pub(crate) fn remove_unfinished(&self, _lock: &Lock) -> Result<(), StoreError> {
         for (name, path) in self.members()? {
-            if name.starts_with(UNFINISHED) {
+            if is_unfinished(&name) {
                 // What a compiler is still writing to cannot be removed now; the next prepare will.
                 let _ = remove(&path);
             }
@@ -200,6 +200,11 @@ impl Store {
         members.sort();
         Ok(members)
     }
+}
+
+/// Whether a member of the store with this name is work that nobody has published.
+pub(crate) fn is_unfinished(name: &str) -> bool {
+    name.starts_with(UNFINISHED)
 }
 
 /// Removes a file or a tree, if it is there.

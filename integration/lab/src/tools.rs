@@ -1,47 +1,46 @@
-//! The programs of the machine that prepare needs, and how each is called.
+//! What prepare needs of the machine, and how its programs are called.
 
 use std::ffi::OsStr;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-/// A program that prepare calls, and the Debian package that has it.
-struct Tool {
-    program: &'static str,
+/// What prepare needs of the machine, and the Debian package that has it.
+struct Need {
+    what: &'static str,
     package: &'static str,
+    kind: Kind,
 }
 
-const NEEDED: [Tool; 8] = [
-    Tool {
-        program: "apt-get",
-        package: "apt",
-    },
-    Tool {
-        program: "dpkg-deb",
-        package: "dpkg",
-    },
-    Tool {
-        program: "xz",
-        package: "xz-utils",
-    },
-    Tool {
-        program: "gcc",
-        package: "gcc",
-    },
-    Tool {
-        program: "g++",
-        package: "g++",
-    },
-    Tool {
-        program: "make",
-        package: "make",
-    },
-    Tool {
-        program: "objcopy",
-        package: "binutils",
-    },
-    Tool {
-        program: "sh",
-        package: "dash",
+enum Kind {
+    /// A program of this name, somewhere in PATH.
+    Program,
+    /// This file.
+    File(&'static str),
+}
+
+const fn program(what: &'static str, package: &'static str) -> Need {
+    Need {
+        what,
+        package,
+        kind: Kind::Program,
+    }
+}
+
+const NEEDS: [Need; 9] = [
+    program("apt-get", "apt"),
+    program("dpkg-deb", "dpkg"),
+    program("xz", "xz-utils"),
+    program("gcc", "gcc"),
+    program("g++", "g++"),
+    program("make", "make"),
+    program("objcopy", "binutils"),
+    program("sh", "dash"),
+    // A compiler alone only recommends them.
+    Need {
+        what: "the C library's headers",
+        package: "libc6-dev",
+        kind: Kind::File("usr/include/stdlib.h"),
     },
 ];
 
@@ -61,22 +60,26 @@ pub(crate) enum ToolError {
 /// Names of what is missing, and the one command that installs all of it.
 pub(crate) fn missing() -> Option<(Vec<&'static str>, String)> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    missing_in(&path)
+    let by_root = rustix::process::geteuid().is_root();
+    missing_in(&path, Path::new("/"), by_root)
 }
 
-fn missing_in(path: &OsStr) -> Option<(Vec<&'static str>, String)> {
-    let missing: Vec<_> = NEEDED
-        .iter()
-        .filter(|tool| {
-            !std::env::split_paths(path).any(|folder| folder.join(tool.program).is_file())
-        })
-        .collect();
+fn missing_in(path: &OsStr, root: &Path, by_root: bool) -> Option<(Vec<&'static str>, String)> {
+    let is_there = |need: &&Need| match need.kind {
+        Kind::Program => std::env::split_paths(path).any(|folder| folder.join(need.what).is_file()),
+        Kind::File(file) => root.join(file).is_file(),
+    };
+    let missing: Vec<_> = NEEDS.iter().filter(|need| !is_there(need)).collect();
     if missing.is_empty() {
         return None;
     }
-    let programs = missing.iter().map(|tool| tool.program).collect();
-    let packages: Vec<_> = missing.iter().map(|tool| tool.package).collect();
-    Some((programs, format!("apt-get install {}", packages.join(" "))))
+    let names = missing.iter().map(|need| need.what).collect();
+    let packages: Vec<_> = missing.iter().map(|need| need.package).collect();
+    let sudo = if by_root { "" } else { "sudo " };
+    Some((
+        names,
+        format!("{sudo}apt-get install {}", packages.join(" ")),
+    ))
 }
 
 /// Runs a program to its end and gives what it printed; if it fails, the end of that is in the error.
@@ -143,9 +146,31 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_named_together() {
-        let (programs, command) = missing_in(OsStr::new("/nonexistent")).unwrap();
-        assert_eq!(programs.len(), NEEDED.len());
-        assert!(command.starts_with("apt-get install apt dpkg xz-utils gcc g++ make"));
+        let nowhere = Path::new("/nonexistent");
+        let (names, command) = missing_in(nowhere.as_os_str(), nowhere, true).unwrap();
+        assert_eq!(names.len(), NEEDS.len());
+        assert!(
+            command.starts_with("apt-get install apt dpkg xz-utils gcc g++ make"),
+            "{command}"
+        );
+    }
+
+    #[test]
+    fn a_compiler_without_the_c_librarys_headers_is_not_enough() {
+        let machine = tempfile::tempdir().unwrap();
+        for need in NEEDS
+            .iter()
+            .filter(|need| matches!(need.kind, Kind::Program))
+        {
+            std::fs::write(machine.path().join(need.what), "").unwrap();
+        }
+        let look = || missing_in(machine.path().as_os_str(), machine.path(), false);
+        let (names, command) = look().unwrap();
+        assert_eq!(names, ["the C library's headers"]);
+        assert_eq!(command, "sudo apt-get install libc6-dev");
+        std::fs::create_dir_all(machine.path().join("usr/include")).unwrap();
+        std::fs::write(machine.path().join("usr/include/stdlib.h"), "").unwrap();
+        assert_eq!(look(), None);
     }
 
     #[test]

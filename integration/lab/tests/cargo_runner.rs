@@ -39,7 +39,11 @@ fn a_crate() -> tempfile::TempDir {
         }
         #[test]
         fn fails_if_asked_to() {
-            assert!(std::env::var_os("AMX_TEST_FAIL").is_none());
+            let how = std::env::var_os("AMX_TEST_FAIL");
+            while how.as_deref() == Some("hang".as_ref()) {
+                std::thread::park();
+            }
+            assert!(how.is_none());
         }
     "#;
     write("src/lib.rs", test);
@@ -81,6 +85,18 @@ fn test_binaries_share_a_boot() {
             .current_dir(folder.path()),
     );
     assert_eq!(failing.status.code(), Some(101));
+    let hanging = output(
+        amx_lab()
+            .args(["cargo", "--timeout", "2", "test", "--lib"])
+            .env("AMX_TEST_FAIL", "hang")
+            .current_dir(folder.path()),
+    );
+    let message = text(&hanging.stderr);
+    assert!(!hanging.status.success(), "{message}");
+    assert!(
+        message.contains("time is out: still running after 2.0 s"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -1,14 +1,17 @@
 //! The first use of AMX: once, at the right vCPU and moment; granted, denied, failed, deferred.
 
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, mpsc};
 use std::thread;
 
+use kvm_ioctls::VcpuExit;
 use vcpu_realloc::kvm::{HandleError, Handled, Mode, Options, Policy};
 use vcpu_realloc::{Answer, Fault, Request, Scope};
+use xsave_state::kvm::XsaveBuffer;
 
 use crate::boot::{AMX, XCR0_AMX, boot};
 use crate::machine::stats::exits;
-use crate::machine::{ARMED, Command, MSR_IA32_XFD, Machine, NONE, Stop, TILES, guest};
+use crate::machine::{ARMED, Command, MSR_IA32_XFD, Machine, NONE, Stop, TILES, Vcpu, guest};
 use crate::vmm::{Grants, fails, never};
 
 const CLEARED: Stop = Stop::Wrmsr {
@@ -299,7 +302,7 @@ fn with_a_vcpu_each_the_filter_stays_until_the_last() {
     assert_eq!(machine.gate.first_use(), Some(0));
 }
 
-/// Both vCPUs run at once, each on its thread, and use AMX for the first time at once.
+/// Both vCPUs have left for their first use before either is handled, each on its thread.
 #[test]
 fn two_vcpus_at_once_are_one_first_use() {
     let Some(mut machine) = Machine::with_amx(2, Options::default()) else {
@@ -309,41 +312,38 @@ fn two_vcpus_at_once_are_one_first_use() {
         boot(&mut machine, n, &mut never);
         machine.tell(n, &AMX);
     }
-    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let asked = AtomicUsize::new(0);
+    let both = Barrier::new(2);
     let size = machine.buffer.size();
     thread::scope(|scope| {
         for vcpu in &mut machine.vcpus {
-            let asked = &asked;
+            let (asked, both) = (&asked, &both);
             scope.spawn(move || {
-                let mut buffer = xsave_state::kvm::XsaveBuffer::new(size);
+                let mut buffer = XsaveBuffer::new(size);
                 let mut vmm = |_: &Request| {
-                    asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                    asked.fetch_add(1, Ordering::Relaxed);
                     Ok::<_, String>(Answer::Grant)
                 };
                 loop {
-                    match vcpu.fd.run().unwrap() {
-                        kvm_ioctls::VcpuExit::X86Wrmsr(exit) => {
-                            vcpu.exits += 1;
-                            let (index, value) = (exit.index, exit.data);
-                            let handled = vcpu.handler.handle(
-                                index,
-                                value,
-                                &mut vcpu.fd,
-                                &mut buffer,
-                                &mut vmm,
-                            );
-                            assert!(matches!(handled, Ok(Handled::Written { .. })));
-                        }
-                        kvm_ioctls::VcpuExit::Hlt => break,
+                    let (index, value) = match vcpu.fd.run().unwrap() {
+                        VcpuExit::X86Wrmsr(exit) => (exit.index, exit.data),
+                        VcpuExit::Hlt => break,
                         exit => panic!("{exit:?}"),
-                    }
+                    };
+                    vcpu.exits += 1;
+                    both.wait();
+                    let Vcpu { fd, handler, .. } = &mut *vcpu;
+                    let handled = handler.handle(index, value, fd, &mut buffer, &mut vmm);
+                    assert!(matches!(handled, Ok(Handled::Written { .. })));
                 }
             });
         }
     });
     assert_eq!(asked.into_inner(), 1);
+    assert_eq!(machine.gate.mode(), Mode::Lifted);
     for n in [0, 1] {
         assert!(machine.tiles_are_right(n));
-        assert!(machine.vcpus[n].exits <= 2);
+        // To arm, and to use.
+        assert_eq!(machine.vcpus[n].exits, 2);
     }
 }

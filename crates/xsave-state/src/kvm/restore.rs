@@ -111,15 +111,17 @@ pub struct RestorePlan<'s> {
 impl<'s> RestorePlan<'s> {
     /// The plan for a state. Steps that could have no effect are left out: those for IA32_XFD where
     /// the layout has nothing that it could disable, and [`Step::RequireCpuid`] where
-    /// [`Step::SetXcr0`] shows the same.
+    /// [`Step::SetXcr0`] shows the same, or the guest has no XSAVE.
     #[must_use]
     pub fn new(state: &'s ExtendedState<'s>) -> Self {
         let Registers { xcr0, xfd, xfd_err } = state.registers();
         let has_xfd = !state.layout().xfd().is_empty();
+        // A CPUID without XSAVE, or none at all, takes nothing away when it is set later.
+        let needs_cpuid = xcr0 == XFeatures::X87 && state.layout().user() != XFeatures::LEGACY;
         Self {
             state,
             steps: [
-                (xcr0 == XFeatures::X87).then_some(Step::RequireCpuid),
+                needs_cpuid.then_some(Step::RequireCpuid),
                 (!xfd.is_empty()).then_some(Step::Release(xfd)),
                 has_xfd.then_some(Step::SetXfd { xfd, xfd_err }),
                 Some(Step::SetXcr0(xcr0)),
@@ -327,6 +329,7 @@ mod tests {
     use super::*;
     use crate::image::Image;
     use crate::kvm::simulated::{SimulatedVcpu, amx_area, amx_buffer, amx_layout};
+    use crate::layout::Layout;
 
     fn state(xstate_bv: u64, xfd: u64) -> ExtendedState<'static> {
         let registers = Registers {
@@ -488,6 +491,16 @@ mod tests {
         assert_eq!(error.cause, Cause::NoCpuid);
         assert_eq!(error.vcpu, VcpuAfter::Unchanged);
         assert_eq!(*vcpu.log.borrow(), ["GET_CPUID2"]);
+    }
+
+    #[test]
+    fn a_guest_without_xsave_needs_no_cpuid() {
+        let vcpu = used(0, 0);
+        vcpu.has_cpuid.set(false);
+        let state = ExtendedState::reset(&Layout::legacy());
+        RestorePlan::new(&state)
+            .execute_on(&vcpu, &mut amx_buffer())
+            .unwrap();
     }
 
     #[test]

@@ -10,6 +10,7 @@
 mod bench;
 mod cpuid;
 mod host;
+mod interrupts;
 mod kernel_cases;
 mod machine;
 mod memory;

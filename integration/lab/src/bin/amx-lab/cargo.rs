@@ -37,7 +37,8 @@ pub(crate) fn cargo(args: &CargoArgs) -> Result<u8> {
         .env(RUNNER, runner)
         .env(session::VARIABLE, server.address())
         .env("AMX_LAB_KERNEL", options.kernel.suite())
-        .env("AMX_LAB_MEMORY", options.memory_mib.to_string());
+        .env("AMX_LAB_MEMORY", options.memory_mib.to_string())
+        .env("AMX_LAB_TIMEOUT", args.timeout.to_string());
     // RUSTFLAGS, where it is set, is all that cargo looks at.
     let flags = if std::env::var_os("RUSTFLAGS").is_some() {
         "RUSTFLAGS"

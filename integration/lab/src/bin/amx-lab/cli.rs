@@ -1,7 +1,10 @@
 //! The command line.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
 
 use amx_lab::{Kernel, LabOptions};
 use clap::{Args, Parser, Subcommand};
@@ -27,7 +30,7 @@ pub(crate) enum Command {
     Shell(ShellArgs),
     /// Build the emulator and fetch the kernels, once
     Prepare(PrepareArgs),
-    /// Say what of the lab is there
+    /// Say what of the lab is there; the exit status is 0 if it can be used, and 125 if not
     Status(StatusArgs),
     /// Remove all of it
     Clean,
@@ -42,7 +45,7 @@ Exit status: that of the program, and 128 more than the number of the signal tha
   124  time was out                    127  there is no such program
 
 As a cargo runner, in .cargo/config.toml:
-  target.x86_64-unknown-linux-gnu = { runner = \"amx-lab run --\", rustflags = [\"-Ctarget-feature=+crt-static\"] }";
+  target.x86_64-unknown-linux-gnu = { runner = \"amx-lab run --timeout 3600 --\", rustflags = [\"-Ctarget-feature=+crt-static\"] }";
 
 /// What kind of lab.
 #[derive(Debug, Clone, Args)]
@@ -86,13 +89,49 @@ impl LabArgs {
     }
 }
 
+/// How long a program may run; zero seconds are no limit, as for timeout(1).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct Limit(Duration);
+
+impl Limit {
+    pub(crate) fn get(self) -> Option<Duration> {
+        Some(self.0).filter(|limit| !limit.is_zero())
+    }
+}
+
+impl FromStr for Limit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let seconds: f64 = text
+            .parse()
+            .map_err(|_| "not a number of seconds".to_owned())?;
+        Duration::try_from_secs_f64(seconds)
+            .map(Self)
+            .map_err(|error| error.to_string())
+    }
+}
+
+/// The value of AMX_LAB_TIMEOUT that says the same.
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.as_secs_f64().fmt(f)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) lab: LabArgs,
-    /// End the program after so many seconds
-    #[arg(long, value_name = "SECONDS", env = "AMX_LAB_TIMEOUT")]
-    pub(crate) timeout: Option<f64>,
+    /// End the program after so many seconds; 0 is no limit, as it is without this option
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "AMX_LAB_TIMEOUT",
+        default_value = "0",
+        hide_default_value = true
+    )]
+    pub(crate) timeout: Limit,
     /// Take a file or folder along, to the same path or another one (several: once each)
     #[arg(
         long,
@@ -122,6 +161,14 @@ pub(crate) struct RunArgs {
 pub(crate) struct CargoArgs {
     #[command(flatten)]
     pub(crate) lab: LabArgs,
+    /// End each program after so many seconds; 0 is no limit
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        env = "AMX_LAB_TIMEOUT",
+        default_value = "3600"
+    )]
+    pub(crate) timeout: Limit,
     /// Labs that may run at once; each runs one program after the other [default: one for each processor]
     #[arg(long, value_name = "N")]
     pub(crate) labs: Option<usize>,
@@ -174,7 +221,35 @@ pub(crate) struct PrepareArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct StatusArgs {
+    /// Print JSON, for programs
+    #[arg(long)]
+    pub(crate) json: bool,
     /// Compare every byte with its hash
     #[arg(long)]
     pub(crate) verify: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn zero_seconds_are_no_limit() {
+        let limit = |text: &str| text.parse::<Limit>();
+        let after = |text| limit(text).map(Limit::get);
+        assert_eq!(after("0"), Ok(None));
+        assert_eq!(after("1.5"), Ok(Some(Duration::from_millis(1500))));
+        assert_eq!(
+            limit("1.5").map(|limit| limit.to_string()),
+            Ok("1.5".to_owned())
+        );
+        for text in ["", "x", "-1", "NaN", "inf", "1e30"] {
+            assert!(limit(text).is_err(), "{text}");
+        }
+    }
 }

@@ -14,14 +14,14 @@ pub(crate) const LAB: u8 = 125;
 pub(crate) const CANNOT_RUN: u8 = 126;
 /// There is no such program; shells have the same.
 pub(crate) const NO_PROGRAM: u8 = 127;
-/// What a shell gives for a program that wrote to a closed pipe.
-const BROKEN_PIPE: u8 = 128 + 13;
+/// What a shell gives for a program that wrote to a closed pipe, of which there is nothing to be said.
+pub(crate) const BROKEN_PIPE: u8 = 128 + 13;
 
 /// The status that says what kind of error this is.
 pub(crate) fn of(error: &anyhow::Error) -> u8 {
     let job = |error: &JobError| match error {
         JobError::NoProgram { .. } => NO_PROGRAM,
-        JobError::Program { .. } => CANNOT_RUN,
+        JobError::Program { .. } | JobError::NotExecutable { .. } => CANNOT_RUN,
         _ => LAB,
     };
     match error.downcast_ref::<LabError>() {
@@ -34,5 +34,16 @@ pub(crate) fn of(error: &anyhow::Error) -> u8 {
             BROKEN_PIPE
         }
         _ => error.downcast_ref::<JobError>().map_or(LAB, job),
+    }
+}
+
+/// What the user can do about it, where the error does not say so itself.
+pub(crate) fn advice(code: u8) -> Option<&'static str> {
+    match code {
+        TIMED_OUT => Some("--timeout or AMX_LAB_TIMEOUT sets another limit, 0 none"),
+        EMULATOR => Some(
+            "if the program is not the reason: amx-lab status --verify compares the lab's parts with their hashes",
+        ),
+        _ => None,
     }
 }

@@ -28,10 +28,6 @@ pub(crate) fn prepare(args: &PrepareArgs) -> Result<u8> {
 pub(crate) fn status(args: &StatusArgs) -> Result<u8> {
     let store = Store::open()?;
     let status = amx_lab::status(&store, args.verify)?;
-    println!("{}", store.root().display());
-    for part in status.parts.iter().chain(&status.others) {
-        print(part);
-    }
     let default = Kernel::default().to_string();
     let usable = |name: &str| {
         status
@@ -39,11 +35,27 @@ pub(crate) fn status(args: &StatusArgs) -> Result<u8> {
             .iter()
             .any(|part| part.name == name && part.bytes.is_some())
     };
-    Ok(if usable("emulator") && usable(&default) {
-        0
+    let is_usable = usable("emulator") && usable(&default);
+    if args.json {
+        let report = serde_json::json!({
+            "folder": store.root(),
+            "usable": is_usable,
+            "parts": status.parts,
+            "others": status.others,
+        });
+        println!("{report:#}");
     } else {
-        codes::LAB
-    })
+        println!("{}", store.root().display());
+        status.parts.iter().for_each(print);
+        if !status.others.is_empty() {
+            println!("kept as well (machines resume after their boot):");
+            status.others.iter().for_each(print);
+        }
+        if !is_usable {
+            println!("nothing can run yet: amx-lab prepare");
+        }
+    }
+    Ok(if is_usable { 0 } else { codes::LAB })
 }
 
 fn print(part: &Part) {

@@ -30,8 +30,15 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
+            let code = codes::of(&error);
+            if code == codes::BROKEN_PIPE {
+                return ExitCode::from(code);
+            }
             eprintln!("amx-lab: {error:#}");
-            ExitCode::from(codes::of(&error))
+            if let Some(advice) = codes::advice(code) {
+                eprintln!("amx-lab: {advice}");
+            }
+            ExitCode::from(code)
         }
     }
 }

@@ -3,13 +3,12 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::time::Duration;
 
 use amx_lab::{
     Ending, Job, Lab, LabError, LabOptions, PrepareOptions, Progress, Show, Store, Streams,
     prepare, session,
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use crate::cli::{LabArgs, RunArgs, ShellArgs};
 
@@ -60,17 +59,12 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
     if let Some(folder) = &args.out {
         job = job.out(folder);
     }
-    let limit = args
-        .timeout
-        .map(Duration::try_from_secs_f64)
-        .transpose()
-        .context("--timeout")?;
     let mut lab = start(&args.lab, args.console)?;
     let mut streams = Streams::inherit();
     if args.stdin {
         streams = streams.stdin(std::io::stdin());
     }
-    Ok(status(lab.run(&job, streams, limit)?))
+    Ok(status(lab.run(&job, streams, args.timeout.get())?))
 }
 
 pub(crate) fn shell(args: &ShellArgs) -> Result<u8> {
