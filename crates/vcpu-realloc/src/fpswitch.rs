@@ -58,8 +58,9 @@ pub enum Moment {
     /// written by it: read it first (`fpu_sync_guest_vmexit_xfd_state`).
     Exit,
     /// The host is about to save the guest's registers with XSAVES: the vCPU's thread is scheduled
-    /// out (`switch_fpu_prepare`, in newer kernels `switch_fpu`, arch/x86/include/asm/fpu/sched.h), a softirq uses the FPU
-    /// (`kernel_fpu_begin_mask`), or the host's own registers come back (`fpu_swap_kvm_fpstate`).
+    /// out (`switch_fpu_prepare`, in newer kernels `switch_fpu`, arch/x86/include/asm/fpu/sched.h),
+    /// a softirq uses the FPU (`kernel_fpu_begin_mask`), or the host's own registers come back
+    /// (`fpu_swap_kvm_fpstate`).
     Save,
     /// The host is about to load the guest's registers with XRSTORS (`restore_fpregs_from_fpstate`).
     Restore,
