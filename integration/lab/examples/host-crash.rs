@@ -11,10 +11,17 @@
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use vcpu_realloc::Answer;
+use vcpu_realloc::kvm::{Handled, Options, VmGate};
 use xsave_state::kvm::{self, MSR_IA32_XFD, XsaveBuffer, XsaveSize};
 use xsave_state::{ComponentId, ExtendedState, Image, Layout, Registers, XFeatures};
 
 const HLT: u8 = 0xf4;
+/// Where the guest arms IA32_XFD: mov ecx, 0x1c4; mov eax, 1 << 18; xor edx, edx; wrmsr; then HLT.
+const ARM: usize = 0x100;
+const ARM_CODE: [u8; 17] = [
+    0x66, 0xb9, 0xc4, 0x01, 0, 0, 0x66, 0xb8, 0, 0, 0x04, 0, 0x66, 0x31, 0xd2, 0x0f, 0x30,
+];
 
 #[repr(align(4096))]
 struct Page([u8; 4096]);
@@ -23,7 +30,7 @@ struct Machine {
     vcpu: VcpuFd,
     layout: Layout,
     buffer: XsaveBuffer,
-    _vm: VmFd,
+    vm: VmFd,
     /// The guest's memory; the VM goes first.
     _page: Box<Page>,
 }
@@ -33,6 +40,7 @@ impl Machine {
         let kvm = Kvm::new().unwrap();
         let vm = kvm.create_vm().unwrap();
         let mut page = Box::new(Page([HLT; 4096]));
+        page.0[ARM..][..ARM_CODE.len()].copy_from_slice(&ARM_CODE);
         let region = kvm_userspace_memory_region {
             memory_size: 4096,
             userspace_addr: page.0.as_mut_ptr() as u64,
@@ -56,7 +64,7 @@ impl Machine {
             vcpu,
             layout,
             buffer,
-            _vm: vm,
+            vm,
             _page: page,
         }
     }
@@ -67,13 +75,28 @@ impl Machine {
 
     /// Runs the guest up to its HLT. For that the host loads the guest's extended state into the processor.
     fn run(&mut self) {
+        self.go_to(0);
+        assert!(matches!(self.vcpu.run(), Ok(VcpuExit::Hlt)));
+    }
+
+    fn go_to(&mut self, rip: usize) {
         let mut sregs = self.vcpu.get_sregs().unwrap();
         (sregs.cs.base, sregs.cs.selector) = (0, 0);
         self.vcpu.set_sregs(&sregs).unwrap();
         let mut regs = self.vcpu.get_regs().unwrap();
-        (regs.rip, regs.rflags) = (0, 2);
+        (regs.rip, regs.rflags) = (rip as u64, 2);
         self.vcpu.set_regs(&regs).unwrap();
-        assert!(matches!(self.vcpu.run(), Ok(VcpuExit::Hlt)));
+    }
+
+    /// KVM_SET_MSRS of IA32_XFD and nothing else.
+    fn write_xfd_naively(&self, xfd: XFeatures) {
+        let entry = kvm_msr_entry {
+            index: MSR_IA32_XFD,
+            data: xfd.bits(),
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).unwrap();
+        assert_eq!(self.vcpu.set_msrs(&msrs).unwrap(), 1);
     }
 }
 
@@ -117,20 +140,34 @@ fn main() {
     println!("live tiles run");
     match std::env::args().nth(1).as_deref() {
         Some("naive") => {
-            let entry = kvm_msr_entry {
-                index: MSR_IA32_XFD,
-                data: tiles.bits(),
-                ..Default::default()
-            };
-            assert_eq!(
-                machine
-                    .vcpu
-                    .set_msrs(&Msrs::from_entries(&[entry]).unwrap())
-                    .unwrap(),
-                1
-            );
+            machine.write_xfd_naively(tiles);
             println!("before the run");
             machine.run();
+            println!("the host survived");
+        }
+        // The guest's own write, which leaves to us, performed naively or by the gate.
+        Some(how @ ("trapped-naive" | "trapped-ours")) => {
+            let gate = VmGate::install(&machine.vm, &machine.layout, Options::default()).unwrap();
+            let mut handler = gate.vcpu(0, &mut Answer::Deny).unwrap();
+            machine.go_to(ARM);
+            let (index, value) = match machine.vcpu.run().unwrap() {
+                VcpuExit::X86Wrmsr(exit) => (exit.index, exit.data),
+                exit => panic!("{exit:?}"),
+            };
+            assert_eq!((index, value), (MSR_IA32_XFD, tiles.bits()));
+            if how == "trapped-naive" {
+                machine.write_xfd_naively(tiles);
+            } else {
+                let vcpu = &mut machine.vcpu;
+                let buffer = &mut machine.buffer;
+                let handled = handler
+                    .handle(index, value, vcpu, buffer, &mut Answer::Deny)
+                    .unwrap();
+                assert!(matches!(handled, Handled::Written { released, .. } if released == tiles));
+            }
+            println!("before the run");
+            // Completes the guest's instruction, too.
+            assert!(matches!(machine.vcpu.run(), Ok(VcpuExit::Hlt)));
             println!("the host survived");
         }
         Some("ours") => {
@@ -148,6 +185,6 @@ fn main() {
             other.run();
             println!("the host survived");
         }
-        _ => panic!("naive or ours"),
+        _ => panic!("naive, ours, trapped-naive or trapped-ours"),
     }
 }

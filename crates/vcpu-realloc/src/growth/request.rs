@@ -7,7 +7,8 @@ use crate::gate::Growth;
 /// A VMM, asked when a guest first uses features. A closure of [`Request`] is one.
 ///
 /// It may allocate, refuse, take its time, or put the question to another thread and answer
-/// [`Later`](Answer::Later). While it is asked, the vCPU does not run.
+/// [`Later`](Answer::Later). While it is asked, the vCPU does not run, and no other vCPU of the VM is
+/// asked: so it must not call the VM's gate that asks it.
 pub trait Grow {
     /// Why the VMM could not answer. It reaches the caller as it is, and the question stands.
     type Error;
