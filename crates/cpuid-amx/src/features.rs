@@ -6,6 +6,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::cmp::Ordering;
 use core::fmt;
 
 use bitflags::bitflags;
@@ -16,6 +17,8 @@ use xsave_state::{ComponentId, XFeatures};
 use crate::amx::{
     AmxFeatures, LEAF_7, LEAF_TILES, LEAF_TMUL, LEAF_XSAVE, Leaves, TmulLimits, XSAVE_BIT,
 };
+
+use crate::table::{Entry, Table, has_subleaves};
 
 mod closure;
 mod registers;
@@ -149,6 +152,45 @@ pub enum Feature {
     TmulRows(u8),
     /// Bytes of a column that the multiply unit takes at least, `tmul_maxn`.
     TmulBytes(u16),
+}
+
+impl Feature {
+    /// The order of reports: XSAVE, components by number, AMX, palettes, limits.
+    fn key(&self) -> (u8, u64, u64, u64) {
+        match self {
+            Self::Xsave(feature) => (0, feature.bits().into(), 0, 0),
+            Self::Component(shape) => (
+                1,
+                shape.id.number().into(),
+                u64::from(shape.offset) << 32 | u64::from(shape.size),
+                u64::from(shape.supervisor)
+                    | u64::from(shape.aligned) << 1
+                    | u64::from(shape.xfd) << 2,
+            ),
+            Self::Amx(feature) => (2, feature.bits().into(), 0, 0),
+            // The rest follows from these.
+            Self::Palette(palette) => (
+                3,
+                palette.id().into(),
+                u64::from(palette.tiles()),
+                u64::from(palette.rows()) << 16 | u64::from(palette.row_bytes()),
+            ),
+            Self::TmulRows(rows) => (4, (*rows).into(), 0, 0),
+            Self::TmulBytes(bytes) => (5, (*bytes).into(), 0, 0),
+        }
+    }
+}
+
+impl Ord for Feature {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.key().cmp(&other.key())
+    }
+}
+
+impl PartialOrd for Feature {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
 }
 
 impl fmt::Display for Feature {
@@ -334,6 +376,33 @@ impl FeatureSet {
     pub fn without_amx(mut self) -> Self {
         self.amx = AmxFeatures::empty();
         self.closed()
+    }
+
+    /// The smallest table that says all of it: the leaves of [`leaf`](Self::leaf), and those that
+    /// say how many there are. [`from_cpuid`](Self::from_cpuid) of it is the same set, if the set is
+    /// [closed](Self::is_closed).
+    #[must_use]
+    pub fn to_table(&self) -> Table {
+        let mut places: Vec<(u32, u32)> =
+            [(1, 0), (LEAF_7, 1), (LEAF_TMUL, 0), (LEAF_TMUL, 1)].into();
+        places.extend((0..u32::from(ComponentId::COUNT)).map(|subleaf| (LEAF_XSAVE, subleaf)));
+        places.extend((0..=MAX_PALETTES).map(|subleaf| (LEAF_TILES, subleaf)));
+        let entry = |leaf: u32, subleaf: u32, value| Entry {
+            leaf,
+            subleaf: has_subleaves(leaf).then_some(subleaf),
+            value,
+        };
+        let [_, ebx, ecx, edx] = self.leaf(LEAF_7, 0);
+        let counts = [
+            entry(0, 0, [LEAF_TMUL, 0, 0, 0]),
+            entry(LEAF_7, 0, [1, ebx, ecx, edx]),
+        ];
+        places
+            .into_iter()
+            .map(|(leaf, subleaf)| entry(leaf, subleaf, self.leaf(leaf, subleaf)))
+            .filter(|entry| entry.value != [0; 4])
+            .chain(counts)
+            .collect()
     }
 
     /// `[eax, ebx, ecx, edx]` of leaf 1, 7, 0DH, 1DH or 1EH, as this set makes them: every bit that

@@ -17,6 +17,7 @@
 //! | [`dump`] | the same as text |
 //! | [`amx`] | features, palettes and TMUL limits |
 //! | [`coherence`] | every way in which leaves contradict each other |
+//! | [`baseline`] | what a fleet shares, and which hosts took what away |
 //! | [`features`] | XSAVE and AMX features as a set |
 //! | [`host`] | a description of a host |
 //! | [`policy`] | hide AMX, or expose what may be seen: all leaves at once |
@@ -28,7 +29,10 @@ extern crate alloc;
 extern crate std;
 
 pub mod amx;
+pub mod baseline;
 pub mod coherence;
+#[cfg(feature = "serde")]
+mod document;
 pub mod dump;
 pub mod features;
 pub mod host;
@@ -39,6 +43,7 @@ pub mod policy;
 pub mod table;
 
 pub use amx::{Amx, AmxFeatures, TmulLimits, Unusable};
+pub use baseline::{Baseline, Fleet};
 pub use coherence::Contradiction;
 pub use features::{Feature, FeatureSet};
 pub use host::Host;

@@ -18,7 +18,7 @@ use crate::table::{CpuidTable, Table, TableFull};
 mod level;
 mod write;
 
-pub use level::Level;
+pub use level::{Level, UnknownLevel};
 pub use write::{Change, Register};
 
 /// What a guest is to see.
