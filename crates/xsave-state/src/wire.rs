@@ -70,10 +70,10 @@
 //!
 //! let layout = Layout::from_cpuid(cpuid)?; // of the guest, whose CPUID is set first
 //! let codec = wire::Codec::new(&layout);
-//! let mut area = Vec::new(); // used for one vCPU after the other
+//! let mut buffer = wire::Buffer::new(); // used for one vCPU after the other
 //! let container = wire::Container::open(&file)?;
 //! for member in container.members() {
-//!     let state = member.decode(&codec, &mut area)?;
+//!     let state = member.decode(&codec, &mut buffer)?;
 //!     restore(&state); // kvm::restore, in a VMM
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
@@ -106,6 +106,7 @@
 //! ```
 
 mod blob;
+mod buffer;
 mod codec;
 mod container;
 mod difference;
@@ -120,6 +121,7 @@ mod template;
 mod writer;
 
 pub use blob::Blob;
+pub use buffer::Buffer;
 pub use codec::Codec;
 pub use container::{Container, Member, MemberError};
 pub use difference::Difference;
