@@ -300,6 +300,7 @@ impl TileConfig {
     }
 
     /// What [`parse`](Self::parse) says, without the shapes.
+    #[inline]
     pub(crate) fn check(
         bytes: &[u8; TILECFG_BYTES],
         palettes: &[Palette],
