@@ -7,15 +7,15 @@ use crate::layout::Layout;
 
 /// An area that a [`Codec`](super::Codec) decodes into, kept from one state to the next.
 ///
-/// It allocates when it is used for the first time, and then only for a layout with larger areas. It
-/// knows which components it has bytes of: what is initial in the next state and was in the last is
-/// not cleared again. Of eight idle vCPUs the 8 KB of tiles are written once.
+/// It allocates at first, and again only for a layout with larger areas. It knows which components it
+/// has bytes of: what is initial in a state, and was so in the last, is not cleared again. For the
+/// vCPUs of an idle VM the 8 KB of tiles are zeroed once, not once for each.
 #[derive(Clone, Debug, Default)]
 pub struct Buffer {
     area: Vec<u8>,
     layout: Option<Layout>,
-    /// The components that may have bytes other than zero. Those of no component are zero but for
-    /// XSTATE_BV and what x87's place has when it is initial.
+    /// The components that may have bytes other than zero. All others are zero, and so is what is
+    /// between them, but for what every state sets: FCW, MXCSR and XSTATE_BV.
     used: XFeatures,
 }
 
@@ -30,8 +30,8 @@ impl Buffer {
         }
     }
 
-    /// An area of `layout`, and its components that may have bytes other than zero. Of `in_use` they
-    /// will have.
+    /// An area of `layout`, and the components that it may have bytes of. Those of `in_use` are going
+    /// to be written: whatever becomes of it, the next state finds them noted.
     pub(super) fn begin(&mut self, layout: &Layout, in_use: XFeatures) -> (&mut [u8], XFeatures) {
         if self.layout.as_ref() != Some(layout) {
             self.area.clear();
@@ -44,7 +44,7 @@ impl Buffer {
         (&mut self.area, before)
     }
 
-    /// The components that are not in use have been cleared.
+    /// The area, of which all that is not in use has been cleared.
     pub(super) fn end(&mut self, in_use: XFeatures) -> &[u8] {
         self.used = in_use;
         &self.area
