@@ -18,7 +18,7 @@ const OTHER: u8 = 2;
 const SEALED: u8 = 4;
 
 /// Flags, the reader's layout, and then bytes; or the layout of a state where the flags say so, a
-/// state, and edits of its encoding: kind (1 byte) and what [`splice`] takes.
+/// state, and edits of its encoding: kind (1 byte) and what `splice` takes.
 pub fn wire_decode(data: &[u8]) {
     let mut input = Input::new(data);
     let flags = input.u8();

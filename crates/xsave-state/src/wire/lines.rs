@@ -5,6 +5,11 @@ use alloc::vec::Vec;
 use super::template::{LINE_BYTES, WORD_BYTES, WORD_LINES};
 use crate::bytes;
 
+/// A line that is not the short one at a component's end.
+type Line = [u8; LINE_BYTES];
+/// Lines that are looked at together: those of one byte of the bitmap.
+const GROUP_LINES: usize = 8;
+
 /// Lines of a component of `size` bytes. The last may be shorter than the others.
 pub(super) fn count(size: usize) -> usize {
     size.div_ceil(LINE_BYTES)
@@ -14,10 +19,6 @@ pub(super) fn count(size: usize) -> usize {
 pub(super) fn bitmap_bytes(size: usize) -> usize {
     count(size).div_ceil(WORD_LINES).saturating_mul(WORD_BYTES)
 }
-
-/// Lines that are looked at together: those of one byte of the bitmap.
-const GROUP_LINES: usize = 8;
-type Line = [u8; LINE_BYTES];
 
 /// Whether all bytes are zero. Without an early exit the compiler makes vector code of it.
 #[inline]
@@ -62,7 +63,7 @@ pub(super) fn are_nonzero(component: &[u8]) -> bool {
         && (rest.is_empty() || !is_zero_rest(rest))
 }
 
-/// A bit for each of at most 64 lines: whether it is not zero.
+/// A bit for each of at most 64 whole lines: whether it is not zero.
 #[inline]
 fn bits_of(lines: &[Line]) -> u64 {
     if lines.iter().all(begins_nonzero) {
@@ -82,27 +83,15 @@ fn ones(lines: usize) -> u64 {
     u64::MAX.checked_shr(others).unwrap_or(0)
 }
 
-/// The first of `lines` that is zero.
-pub(super) fn first_zero(lines: &[u8]) -> Option<usize> {
-    let (whole, rest) = lines.as_chunks();
-    let first = whole.iter().position(is_zero);
-    first.or_else(|| (!rest.is_empty() && is_zero_rest(rest)).then_some(whole.len()))
-}
-
-/// A bit for each of at most 64 lines: whether it is not zero.
+/// The same for the lines of one word, of which the last may be shorter.
 #[inline]
 fn word_of(lines: &[u8]) -> u64 {
     let (whole, rest) = lines.as_chunks();
-    let (groups, others) = whole.as_chunks();
+    let (groups, others) = whole.as_chunks::<GROUP_LINES>();
     let mut word = 0;
     let mut bit = 0u32;
     for group in groups {
-        let bits = if all_begin_nonzero(group) {
-            ones(GROUP_LINES)
-        } else {
-            bits_of(group)
-        };
-        word |= bits.wrapping_shl(bit);
+        word |= bits_of(group).wrapping_shl(bit);
         bit = bit.wrapping_add(u8::BITS);
     }
     // With 64 whole lines there are no others, and no rest.
@@ -149,6 +138,13 @@ pub(super) fn stored_bytes(bitmap: &[u8], size: usize) -> usize {
     } else {
         whole
     }
+}
+
+/// The first of `lines` that is zero.
+pub(super) fn first_zero(lines: &[u8]) -> Option<usize> {
+    let (whole, rest) = lines.as_chunks();
+    let first = whole.iter().position(is_zero);
+    first.or_else(|| (!rest.is_empty() && is_zero_rest(rest)).then_some(whole.len()))
 }
 
 /// Whether line `line` is stored.
