@@ -1,0 +1,192 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use xsave_state::XFeatures;
+
+use crate::screen::Color;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  yes: the host is ready, the states are the same, the state can be restored
+  1  no: it is not, they differ, it cannot
+  2  trouble: a file that cannot be read, an option that does not exist
+  3  check: ready, but a fix is missing or something is worth knowing";
+
+/// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
+///
+/// Everything that amxctl reads is taken for hostile, and nothing is changed: files are read, /dev/kvm is asked.
+#[derive(Debug, Parser)]
+#[command(name = "amxctl", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// When to use colours; auto: on a terminal, and not with NO_COLOR
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t = Color::Auto
+    )]
+    pub(crate) color: Color,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Look into a saved state: components, registers, rules, tiles
+    #[command(after_help = INSPECT)]
+    Inspect(InspectArgs),
+    /// Say in which registers two saved states differ
+    #[command(after_help = DIFF)]
+    Diff(DiffArgs),
+    /// Write a saved state in another format or layout
+    #[command(after_help = CONVERT)]
+    Convert(ConvertArgs),
+    /// Print completions for a shell
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages to a folder
+    #[command(after_help = MAN)]
+    Man {
+        /// The folder; it is made where it is not there
+        folder: PathBuf,
+    },
+}
+
+const INSPECT: &str = "\
+It opens files and containers of vmm-amx, raw areas of KVM_GET_XSAVE2, the snapshot folder or
+state.json of Cloud Hypervisor, the text of Firecracker's `snapshot-editor info-vmstate
+vcpu-states`, and core dumps. The contents say what it is. It exits with 0 when the file could be
+read, whatever is in it; `amxctl verify` judges.
+
+Examples:
+  amxctl inspect /var/lib/vm/snapshot
+  amxctl inspect vcpu.xsave2 --xfd 0x40000 --svg vcpu.svg
+  amxctl inspect --json core.4711 | jq '.vcpus[].rules[] | select(.verdict == \"broken\")'";
+
+const DIFF: &str = "\
+Like diff(1), it exits with 1 when they differ. What an initial component's bytes happen to be does
+not count, nor where a component lies.
+
+Examples:
+  amxctl diff before.xvcpus after.xvcpus
+  amxctl diff snapshot-a/state.json snapshot-b/state.json --vcpu 3";
+
+const CONVERT: &str = "\
+What would be lost is refused, and listed with the name by which --allow takes it.
+
+Examples:
+  amxctl convert /var/lib/vm/snapshot --to container -o vcpus.xvcpus
+  amxctl convert vcpus.xvcpus --vcpu 0 --to raw -o vcpu0.xsave2
+  amxctl convert intel.xstate --to state --layout amd.cpuid -o amd.xstate";
+
+const COMPLETIONS: &str = "\
+Examples:
+  amxctl completions bash > /etc/bash_completion.d/amxctl
+  amxctl completions zsh > ~/.zfunc/_amxctl";
+
+const MAN: &str = "\
+Examples:
+  amxctl man /usr/local/share/man/man1
+  amxctl man pages && man ./pages/amxctl-inspect.1";
+
+/// What the file may not say.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct GivenArgs {
+    /// CPUID of the guest, as `cpuid -r` prints it: where the components lie
+    #[arg(long, value_name = "FILE", help_heading = "What the file may not say")]
+    pub(crate) cpuid: Option<PathBuf>,
+    /// XCR0 of the guest
+    #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
+    pub(crate) xcr0: Option<XFeatures>,
+    /// IA32_XFD of the guest, MSR 0x1c4
+    #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
+    pub(crate) xfd: Option<XFeatures>,
+    /// IA32_XFD_ERR of the guest, MSR 0x1c5
+    #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
+    pub(crate) xfd_err: Option<XFeatures>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The saved state
+    pub(crate) file: PathBuf,
+    /// Only this vCPU, or thread of a core dump; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) vcpu: Vec<u32>,
+    /// Write a picture of the area and the tiles
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// The one
+    pub(crate) first: PathBuf,
+    /// The other
+    pub(crate) second: PathBuf,
+    /// Only this vCPU; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) vcpu: Vec<u32>,
+    /// List every part that differs, not only the first of each component
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// The saved state
+    pub(crate) file: PathBuf,
+    /// Where to write; `-` is standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// The format to write
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) to: To,
+    /// Only this vCPU; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) vcpu: Vec<u32>,
+    /// Lay it out for a guest with this CPUID, as `cpuid -r` prints it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) layout: Option<PathBuf>,
+    /// Let this be lost: a component (XTILEDATA), mxcsr, xcr0, xfd, tile-config, or disabled (what IA32_XFD disables); may be repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) allow: Vec<String>,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
+}
+
+/// A format to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum To {
+    /// One vCPU: sparse, checksummed, with its registers and layout
+    State,
+    /// All vCPUs, the same in one file
+    Container,
+    /// One vCPU: the bytes that KVM_SET_XSAVE takes
+    Raw,
+}
+
+/// A state component bitmap: decimal, or hexadecimal with 0x.
+fn bitmap(text: &str) -> Result<XFeatures, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed
+        .map(XFeatures::from_bits_retain)
+        .map_err(|error| format!("{error}; a bitmap is a number, as in 0x40000"))
+}
