@@ -91,6 +91,51 @@ impl AmxFeatures {
         Self::from_bits_truncate(eax & Self::IN_1EH)
     }
 
+    /// Each feature with its name in the manuals.
+    const NAMES: [(Self, &'static str); 10] = [
+        (Self::TILE, "AMX-TILE"),
+        (Self::INT8, "AMX-INT8"),
+        (Self::BF16, "AMX-BF16"),
+        (Self::FP16, "AMX-FP16"),
+        (Self::COMPLEX, "AMX-COMPLEX"),
+        (Self::FP8, "AMX-FP8"),
+        (Self::TRANSPOSE, "AMX-TRANSPOSE"),
+        (Self::TF32, "AMX-TF32"),
+        (Self::AVX512, "AMX-AVX512"),
+        (Self::MOVRS, "AMX-MOVRS"),
+    ];
+
+    /// The names of the manuals: `AMX-TILE`, `AMX-INT8`, ...
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES
+            .into_iter()
+            .filter(move |(feature, _)| self.contains(*feature))
+            .map(|(_, name)| name)
+    }
+
+    /// The feature of that name: the manual's, `AMX-TILE`, or that of /proc/cpuinfo, `amx_tile`.
+    ///
+    /// ```
+    /// use cpuid_amx::AmxFeatures;
+    ///
+    /// assert_eq!(AmxFeatures::by_name("AMX-FP16"), Some(AmxFeatures::FP16));
+    /// assert_eq!(AmxFeatures::by_name("amx_fp16"), Some(AmxFeatures::FP16));
+    /// assert_eq!(AmxFeatures::by_name("avx512_fp16"), None);
+    /// ```
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        let same = |known: &str| {
+            known.len() == name.len()
+                && known.bytes().zip(name.bytes()).all(|(ours, theirs)| {
+                    ours.eq_ignore_ascii_case(&theirs) || ours == b'-' && theirs == b'_'
+                })
+        };
+        Self::NAMES
+            .into_iter()
+            .find(|(_, known)| same(known))
+            .map(|(feature, _)| feature)
+    }
+
     /// All features that software finds: those of leaf 7 and of leaf 1EH, each sub-leaf only where
     /// sub-leaf 0 says that it is there, each leaf only up to CPUID.0H:EAX.
     pub fn from_cpuid(mut cpuid: impl FnMut(u32, u32) -> [u32; 4]) -> Self {
@@ -102,20 +147,8 @@ impl AmxFeatures {
 impl fmt::Display for AmxFeatures {
     /// The names of the manuals, joined by `, `; `none` where there is none.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [(AmxFeatures, &str); 10] = [
-            (AmxFeatures::TILE, "AMX-TILE"),
-            (AmxFeatures::INT8, "AMX-INT8"),
-            (AmxFeatures::BF16, "AMX-BF16"),
-            (AmxFeatures::FP16, "AMX-FP16"),
-            (AmxFeatures::COMPLEX, "AMX-COMPLEX"),
-            (AmxFeatures::FP8, "AMX-FP8"),
-            (AmxFeatures::TRANSPOSE, "AMX-TRANSPOSE"),
-            (AmxFeatures::TF32, "AMX-TF32"),
-            (AmxFeatures::AVX512, "AMX-AVX512"),
-            (AmxFeatures::MOVRS, "AMX-MOVRS"),
-        ];
         let mut separator = "";
-        for (_, name) in NAMES.iter().filter(|(feature, _)| self.contains(*feature)) {
+        for name in self.names() {
             write!(f, "{separator}{name}")?;
             separator = ", ";
         }

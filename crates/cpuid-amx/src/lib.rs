@@ -17,7 +17,8 @@
 //! | [`dump`] | the same as text |
 //! | [`amx`] | features, palettes and TMUL limits |
 //! | [`coherence`] | every way in which leaves contradict each other |
-//! | `permission` | proof that the host grants tile data to guests (feature `kvm`) |
+//! | [`host`] | a description of a host |
+//! | [`permission`] | proof that the host grants tile data to guests (the request: feature `kvm`) |
 //! | `kvm` | KVM_SET_CPUID2 with errors that say what to do (feature `kvm`) |
 
 extern crate alloc;
@@ -27,14 +28,16 @@ extern crate std;
 pub mod amx;
 pub mod coherence;
 pub mod dump;
+pub mod host;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
-#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod permission;
 pub mod table;
 
 pub use amx::{Amx, AmxFeatures, TmulLimits, Unusable};
 pub use coherence::Contradiction;
+pub use host::Host;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
-pub use permission::{GuestPermission, PermissionError};
+pub use permission::GuestPermission;
+pub use permission::PermissionError;
 pub use table::{CpuidEntry, CpuidTable, Entry, Table, TableFull};

@@ -1,25 +1,31 @@
-//! KVM_X86_XCOMP_GUEST_SUPP, an attribute of /dev/kvm itself.
-
-#![allow(
-    unsafe_code,
-    reason = "KVM_GET_DEVICE_ATTR on /dev/kvm: kvm-ioctls has it for devices only"
-)]
+//! KVM_X86_XCOMP_GUEST_SUPP, an attribute of /dev/kvm itself: kvm-ioctls has them for devices only.
 
 use kvm_bindings::{KVMIO, kvm_device_attr};
 use kvm_ioctls::Kvm;
-use nix::libc::c_ulong;
 use vmm_sys_util::ioctl::ioctl_with_ref;
 use vmm_sys_util::ioctl_iow_nr;
 use xsave_state::XFeatures;
 
-/// KVM_CAP_SYS_ATTRIBUTES.
-pub(super) const CAP_SYS_ATTRIBUTES: c_ulong = 209;
+/// KVM_CAP_SYS_ATTRIBUTES (include/uapi/linux/kvm.h).
+pub(super) const CAP_SYS_ATTRIBUTES: libc::c_ulong = 209;
 const KVM_X86_XCOMP_GUEST_SUPP: u64 = 0;
 
 ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 
-/// What guests may have, permission aside; `None` where the kernel has no such attribute.
-pub(super) fn xcomp_guest_supp(kvm: &Kvm) -> Option<XFeatures> {
+/// The components that guests can have on this host, permission aside: KVM_X86_XCOMP_GUEST_SUPP.
+/// `None` where the kernel has no such attribute (before 5.17).
+///
+/// ```
+/// use xsave_state::XFeatures;
+///
+/// if let Ok(kvm) = kvm_ioctls::Kvm::new() {
+///     let guests = cpuid_amx::kvm::xcomp_guest_supp(&kvm);
+///     let amx = guests.is_some_and(|components| components.contains(XFeatures::XTILEDATA));
+///     println!("AMX for guests: {amx}");
+/// }
+/// ```
+#[must_use]
+pub fn xcomp_guest_supp(kvm: &Kvm) -> Option<XFeatures> {
     if kvm.check_extension_raw(CAP_SYS_ATTRIBUTES) == 0 {
         return None;
     }
