@@ -38,12 +38,21 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
+    /// Say whether a host is ready for guests with AMX, and what to do where it is not
+    #[command(after_help = CHECK)]
+    Check(CheckArgs),
+    /// Describe this host as JSON, for the other commands and other machines
+    #[command(after_help = DESCRIBE)]
+    Describe(DescribeArgs),
     /// Look into a saved state: components, registers, rules, tiles
     #[command(after_help = INSPECT)]
     Inspect(InspectArgs),
     /// Say in which registers two saved states differ
     #[command(after_help = DIFF)]
     Diff(DiffArgs),
+    /// Say whether a saved state can be restored on a host, and refuse what endangers it
+    #[command(after_help = VERIFY)]
+    Verify(VerifyArgs),
     /// Write a saved state in another format or layout
     #[command(after_help = CONVERT)]
     Convert(ConvertArgs),
@@ -61,6 +70,33 @@ pub(crate) enum Command {
         folder: PathBuf,
     },
 }
+
+const CHECK: &str = "\
+It exits with 0 when the host is ready, with 3 when it is but for a known fix, and with 1 when it is
+not. No root is needed where the user may open /dev/kvm.
+
+Examples:
+  amxctl check
+  amxctl check --host node-17.json
+  ssh node-17 amxctl describe | amxctl check --host - --json";
+
+const DESCRIBE: &str = "\
+One line of JSON, as docs/host.schema.json has it: the lines of a fleet, one behind the other, are
+what `amxctl baseline` reads. It asks for the permission of guests, for its own process only.
+
+Examples:
+  amxctl describe > node-17.json
+  for host in $(cat hosts); do ssh $host amxctl describe; done > fleet.jsonl
+  amxctl describe --cpuid sapphire-rapids.cpuid --name spr --pretty";
+
+const VERIFY: &str = "\
+Each rule that a host depends on is checked first; a state that breaks one is refused whatever the
+host. Then, whether that host can hold it. It exits with 1 when the state must not, or cannot, be
+restored.
+
+Examples:
+  amxctl verify /var/lib/vm/snapshot --on node-17.json
+  amxctl verify vcpus.xvcpus";
 
 const INSPECT: &str = "\
 It opens files and containers of vmm-amx, raw areas of KVM_GET_XSAVE2, the snapshot folder or
@@ -114,6 +150,40 @@ pub(crate) struct GivenArgs {
     /// IA32_XFD_ERR of the guest, MSR 0x1c5
     #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
     pub(crate) xfd_err: Option<XFeatures>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The host that this file describes, and not this one; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) host: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DescribeArgs {
+    /// What to call it, instead of its host name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Describe a host of which there is only CPUID, as `cpuid -r` prints it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cpuid: Option<PathBuf>,
+    /// For people: on many lines
+    #[arg(long)]
+    pub(crate) pretty: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The saved state
+    pub(crate) file: PathBuf,
+    /// The host that this file describes; without it, this one
+    #[arg(long, value_name = "HOST.JSON")]
+    pub(crate) on: Option<PathBuf>,
+    /// Only this vCPU; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) vcpu: Vec<u32>,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
 }
 
 #[derive(Debug, Args)]

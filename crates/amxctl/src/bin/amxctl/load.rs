@@ -83,9 +83,13 @@ pub(crate) fn cpuid(path: &Path) -> anyhow::Result<Table> {
 pub(crate) fn text(path: &Path, max_bytes: u64) -> anyhow::Result<String> {
     use std::io::Read;
     let name = || path.display().to_string();
-    let file = std::fs::File::open(path).with_context(name)?;
+    let source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(std::fs::File::open(path).with_context(name)?)
+    };
     let mut text = String::new();
-    let read = file
+    let read = source
         .take(max_bytes.saturating_add(1))
         .read_to_string(&mut text)
         .with_context(name)?;

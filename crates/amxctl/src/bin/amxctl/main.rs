@@ -1,8 +1,10 @@
 //! amxctl: the operator's tool for Intel AMX on KVM.
 
+mod check;
 mod cli;
 mod convert;
 mod diff;
+mod host;
 mod inspect;
 mod load;
 mod map;
@@ -10,6 +12,7 @@ mod pages;
 mod screen;
 mod svg;
 mod tiles;
+mod verify;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -29,6 +32,7 @@ struct Outcome {
 enum Answer {
     Yes,
     No,
+    Warning,
 }
 
 impl Outcome {
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         _ => match outcome.answer {
             Answer::Yes => ExitCode::SUCCESS,
             Answer::No => ExitCode::from(1),
+            Answer::Warning => ExitCode::from(3),
         },
     }
 }
@@ -71,8 +76,11 @@ fn main() -> ExitCode {
 fn run(cli: &Cli) -> anyhow::Result<Outcome> {
     let json = cli.json;
     match &cli.command {
+        Command::Check(args) => check::run(args, json),
+        Command::Describe(args) => host::describe(args),
         Command::Inspect(args) => inspect::run(args, json),
         Command::Diff(args) => diff::run(args, json),
+        Command::Verify(args) => verify::run(args, json),
         Command::Convert(args) => convert::run(args, json),
         Command::Completions { shell } => Outcome::yes(pages::completions(*shell)),
         Command::Man { folder } => Outcome::yes(pages::man(folder)?),

@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fmt::Write;
 
 use clap::ValueEnum;
-use comfy_table::presets::{NOTHING, UTF8_BORDERS_ONLY};
+use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use console::style;
 
@@ -80,16 +80,6 @@ pub(crate) fn table(header: &[&str]) -> Table {
     if !header.is_empty() {
         table.set_header(header.iter().map(|title| style(title).bold().to_string()));
     }
-    table
-}
-
-/// A table without any line, indented: names and values.
-pub(crate) fn list() -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(NOTHING)
-        .set_content_arrangement(ContentArrangement::Dynamic)
-        .set_width(u16::try_from(width().saturating_sub(2)).unwrap_or(DEFAULT_WIDTH));
     table
 }
 

@@ -98,7 +98,7 @@ fn document(subject: &Subject, file: &str) -> Document {
                 tiles_top.saturating_sub(18),
                 12,
                 FAINT,
-                heading,
+                &heading,
             ))
             .add(scale(tiles_top.saturating_sub(30)));
         for (index, tile) in tiles.iter().enumerate() {

@@ -1,0 +1,50 @@
+//! Descriptions of hosts: from this machine, from a file, or from a dump of CPUID.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use cpuid_amx::Host;
+use cpuid_amx::host::probe;
+
+use crate::cli::DescribeArgs;
+use crate::{Outcome, load};
+
+/// A description has about 8 KB.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// `amxctl describe`.
+pub(crate) fn describe(args: &DescribeArgs) -> anyhow::Result<Outcome> {
+    let mut host = match &args.cpuid {
+        Some(path) => Host::from_cpuid(path.display().to_string(), load::cpuid(path)?),
+        None => probe(),
+    };
+    if let Some(name) = &args.name {
+        host.name.clone_from(name);
+    }
+    let text = if args.pretty {
+        serde_json::to_string_pretty(&host)?
+    } else {
+        serde_json::to_string(&host)?
+    };
+    Outcome::yes(text + "\n")
+}
+
+/// This machine, or the one that a file describes.
+pub(crate) fn this_or(path: Option<&Path>) -> anyhow::Result<Host> {
+    path.map_or_else(|| Ok(probe()), read)
+}
+
+/// The host that a file describes.
+pub(crate) fn read(path: &Path) -> anyhow::Result<Host> {
+    let text = load::text(path, MAX_BYTES)?;
+    let name = || path.display().to_string();
+    if text.trim().is_empty() {
+        bail!("{}: expected a host's description, found nothing", name());
+    }
+    serde_json::from_str(&text).with_context(|| {
+        format!(
+            "{}: expected a host's description, as `amxctl describe` writes it",
+            name()
+        )
+    })
+}
