@@ -79,11 +79,7 @@ struct Xsave {
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
     let top: Top = serde_json::from_slice(bytes).map_err(|e| json(&e, bytes, "the file".into()))?;
     let Some(manager) = top.root.and_then(|root| root.cpu_manager) else {
-        if top
-            .keys
-            .iter()
-            .any(|key| key == "schema" || key == "kernel")
-        {
+        if top.keys.iter().any(|key| key == "format") {
             return Err(OpenError::HostDescription);
         }
         return Err(OpenError::OtherJson { keys: top.keys });
@@ -221,8 +217,14 @@ fn json(error: &serde_json::Error, text: &[u8], place: String) -> OpenError {
     if let Some(at) = message.rfind(" at line ") {
         message.truncate(at);
     }
+    // The column counts from 1: it is that of the byte that is wrong, or of the last one there.
+    let column = if error.is_syntax() {
+        error.column().saturating_sub(1)
+    } else {
+        error.column()
+    };
     OpenError::Json {
-        offset: before.saturating_add(error.column()),
+        offset: before.saturating_add(column),
         place,
         message,
     }

@@ -58,7 +58,7 @@ pub enum OpenError {
     /// It is not JSON, or not of that shape.
     #[error("byte {offset} of {place}: {message}")]
     Json {
-        /// Offset of the byte after which it went wrong.
+        /// Offset of the byte that is wrong, or that is missing.
         offset: usize,
         /// The file, or the string in it that is JSON again.
         place: String,

@@ -233,14 +233,22 @@ fn encode(to: To, converted: &[Converted]) -> anyhow::Result<Vec<u8>> {
     for one in converted {
         match to {
             To::State => bytes.extend(wire::encode(&one.state)),
-            // KVM copies at least that many.
-            _ => {
-                bytes.extend_from_slice(one.state.image().as_bytes());
-                bytes.resize(bytes.len().max(4096), 0);
-            }
+            _ => bytes.extend(raw(&one.state)),
         }
     }
     Ok(bytes)
+}
+
+/// As KVM_GET_XSAVE2 gives it: at least 4,096 bytes, and in bytes 464 to 471 which components there
+/// are, so that the next reader need not guess by what is in use.
+fn raw(state: &ExtendedState<'_>) -> Vec<u8> {
+    let mut bytes = state.image().as_bytes().to_vec();
+    bytes.resize(bytes.len().max(4096), 0);
+    let components = state.layout().user().bits().to_le_bytes();
+    for (to, from) in bytes.iter_mut().skip(464).zip(components) {
+        *to = from;
+    }
+    bytes
 }
 
 fn text(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> String {

@@ -143,7 +143,7 @@ fn component_text(component: &ComponentDiff, all: bool) -> String {
         let bytes: usize = component.parts.iter().map(PartDiff::bytes).sum();
         let _ = writeln!(
             text,
-            ": {} of {} differ, in {}",
+            ": {} of {} parts differ, in {}",
             component.parts.len(),
             component.parts_total,
             screen::count(bytes, "byte")
@@ -167,7 +167,6 @@ fn component_text(component: &ComponentDiff, all: bool) -> String {
         }
         rows = rows.saturating_sub(needs);
         shown = shown.saturating_add(1);
-        let _ = writeln!(text, "    {}", console::style(&part.name).cyan());
         text.push_str(&part_text(part));
     }
     let more = component.parts.len().saturating_sub(shown);
@@ -191,9 +190,14 @@ fn differing_rows(part: &PartDiff) -> usize {
     rows.filter(|(first, second)| first != second).count()
 }
 
-/// Rows of sixteen bytes that differ, those that do brighter.
+/// A number on one line; else rows of sixteen bytes that differ, with what is the same dimmed.
 fn part_text(part: &PartDiff) -> String {
-    let mut text = String::new();
+    let name = console::style(&part.name).cyan();
+    if let (Some(first), Some(second)) = (number(&part.first), number(&part.second)) {
+        let (first, second) = (console::style(first).red(), console::style(second).green());
+        return format!("    {name}: {first} → {second}\n");
+    }
+    let mut text = format!("    {name}\n");
     let rows = part.first.chunks(ROW).zip(part.second.chunks(ROW));
     for (row, (first, second)) in rows.enumerate() {
         if first == second {
@@ -222,6 +226,22 @@ fn part_text(part: &PartDiff) -> String {
         text.push_str(&plus(&format!("{at}{}", hex(second, first))));
     }
     text
+}
+
+/// What fits into a register of 64 bits, in the order of x86: sizes and numbers in decimal.
+fn number(bytes: &[u8]) -> Option<String> {
+    if bytes.len() > 8 {
+        return None;
+    }
+    let value = bytes
+        .iter()
+        .rev()
+        .fold(0u64, |value, &byte| value << 8 | u64::from(byte));
+    Some(if bytes.len() == 1 || value < 10 {
+        value.to_string()
+    } else {
+        format!("{value:#x}")
+    })
 }
 
 fn minus(text: &str) -> String {

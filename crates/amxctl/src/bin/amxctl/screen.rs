@@ -10,6 +10,7 @@ use console::style;
 
 /// No wider, whatever the terminal: long lines are hard to read.
 const MAX_WIDTH: u16 = 110;
+const ERROR: &str = "error:";
 /// Where there is no terminal.
 const DEFAULT_WIDTH: u16 = 80;
 
@@ -176,5 +177,6 @@ pub(crate) fn count(number: usize, what: &str) -> String {
 
 /// To standard error, with all that led to it.
 pub(crate) fn error(error: &anyhow::Error) {
-    eprintln!("{} {error:#}", style("error:").for_stderr().red().bold());
+    let text = wrap(&format!("{error:#}"), ERROR.len().saturating_add(1));
+    eprintln!("{} {}", style(ERROR).for_stderr().red().bold(), text.trim());
 }

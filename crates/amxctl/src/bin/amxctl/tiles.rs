@@ -102,20 +102,17 @@ pub(crate) fn text(subject: &Subject) -> String {
     if tiles.is_empty() {
         let _ = writeln!(text, "  XTILEDATA: initial, all tiles are zero");
     } else if let Some(palette) = palette {
-        let _ = writeln!(
-            text,
-            "  {}",
-            screen::dim(format!(
-                "Each picture is a tile of {} rows, a column for each of {} bytes{}",
-                palette.rows(),
-                palette.row_bytes(),
-                if console::colors_enabled() {
-                    ": dark is 1, light is 255"
-                } else {
-                    "; blank is 0"
-                }
-            ))
+        let colors = if console::colors_enabled() {
+            "dark is 1, light is 255"
+        } else {
+            "blank is 0"
+        };
+        let said = format!(
+            "A picture has {} rows of {} bytes; {colors}.",
+            palette.rows(),
+            palette.row_bytes()
         );
+        let _ = writeln!(text, "  {}", screen::dim(said));
     }
     for group in grouped(&tiles) {
         match group {

@@ -1,0 +1,190 @@
+//! What each command prints, without colour and in colour, and the session in the README.
+//!
+//! `TRYCMD=overwrite` and `SNAPSHOTS=overwrite` write what is printed now: look at it before you
+//! commit it. The pictures in colour open in any browser.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    missing_docs
+)]
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use common::{cloud_hypervisor, cloud_hypervisor_with_xstate_bv, fixtures};
+use snapbox::Data;
+use snapbox::cmd::{Command, cargo_bin};
+use snapbox::data::DataFormat;
+
+fn package() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The fixtures, and snapshots with the two known dangers, in a folder of their own.
+fn sandbox(folder: &Path) {
+    copy(&fixtures(), folder);
+    let made = [
+        ("in-use", cloud_hypervisor_with_xstate_bv(0x402a2)),
+        (
+            "short",
+            cloud_hypervisor(|state| {
+                state["Kvm"]["xsave"]
+                    .as_object_mut()
+                    .unwrap()
+                    .remove("extra");
+            }),
+        ),
+    ];
+    for (name, bytes) in made {
+        fs::create_dir(folder.join(name)).unwrap();
+        fs::write(folder.join(name).join("state.json"), bytes).unwrap();
+    }
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Runs the commands of one file in a sandbox and compares what they print.
+fn session(file: &Path) {
+    let folder = tempfile::tempdir().unwrap();
+    let case = folder.path().join("session.trycmd");
+    fs::copy(file, &case).unwrap();
+    sandbox(&folder.path().join("session.in"));
+    let result = std::panic::catch_unwind(|| {
+        trycmd::TestCases::new()
+            .env("NO_COLOR", "1")
+            .timeout(Duration::from_secs(60))
+            .register_bin("amxctl", cargo_bin("amxctl"))
+            .case(&case)
+            .run();
+    });
+    if std::env::var_os("TRYCMD").is_some() {
+        fs::copy(&case, file).unwrap();
+    }
+    if let Err(panic) = result {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+macro_rules! sessions {
+    ($($name:ident),* $(,)?) => {
+        $(#[test]
+        fn $name() {
+            session(&package().join(concat!("tests/golden/", stringify!($name), ".trycmd")));
+        })*
+
+        #[test]
+        fn no_session_is_forgotten() {
+            let mut files: Vec<_> = fs::read_dir(package().join("tests/golden"))
+                .unwrap()
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .filter_map(|name| Some(name.strip_suffix(".trycmd")?.to_owned()))
+                .collect();
+            files.sort();
+            assert_eq!(files, [$(stringify!($name)),*]);
+        }
+    };
+}
+
+sessions!(
+    check, convert, describe, diff, errors, help, inspect, json, verify
+);
+
+#[test]
+fn readme() {
+    session(&package().join("README.md"));
+}
+
+/// What a terminal with colours shows, as a picture.
+fn colors(name: &str, args: &[&str]) {
+    let folder = tempfile::tempdir().unwrap();
+    sandbox(&folder.path().join("in"));
+    let picture = package().join(format!("tests/golden/{name}.term.svg"));
+    let output = Command::new(cargo_bin("amxctl"))
+        .args(["--color", "always"])
+        .args(args)
+        .current_dir(folder.path().join("in"))
+        .timeout(Duration::from_secs(60))
+        .assert();
+    output.stdout_eq(Data::read_from(&picture, Some(DataFormat::TermSvg)));
+}
+
+#[test]
+fn inspect_in_color() {
+    colors("inspect", &["inspect", "live-tiles.xsave2", "--xfd", "0"]);
+    colors("inspect-danger", &["inspect", "in-use"]);
+}
+
+#[test]
+fn diff_in_color() {
+    colors("diff", &["diff", "armed.xsave2", "live-tiles.xsave2"]);
+}
+
+#[test]
+fn verify_in_color() {
+    colors("verify", &["verify", "short", "--on", "node-17.json"]);
+}
+
+#[test]
+fn check_in_color() {
+    colors("check", &["check", "--host", "node-17.json"]);
+}
+
+#[test]
+fn convert_in_color() {
+    let args = [
+        "convert",
+        "armed.xsave2",
+        "--xfd",
+        "0x40000",
+        "--to",
+        "state",
+        "-o",
+        "a.xstate",
+    ];
+    colors("convert", &args);
+}
+
+#[test]
+fn colours_are_for_terminals_and_for_who_asks() {
+    let folder = tempfile::tempdir().unwrap();
+    sandbox(&folder.path().join("in"));
+    let run = |args: &[&str], variables: &[(&str, &str)]| {
+        let mut command = Command::new(cargo_bin("amxctl"))
+            .args(args)
+            .current_dir(folder.path().join("in"))
+            .env_remove("NO_COLOR");
+        for (name, value) in variables {
+            command = command.env(name, value);
+        }
+        let output = command.output().unwrap();
+        output.stdout.contains(&0x1b) || output.stderr.contains(&0x1b)
+    };
+    let command = ["check", "--host", "node-17.json"];
+    let with = |option: &'static str| [&command[..], &["--color", option]].concat();
+    assert!(!run(&command, &[]));
+    assert!(!run(&with("auto"), &[("NO_COLOR", "1")]));
+    assert!(!run(&with("never"), &[("CLICOLOR_FORCE", "1")]));
+    assert!(run(&with("always"), &[]));
+    assert!(run(&with("always"), &[("NO_COLOR", "1")]));
+    // Errors and help as well.
+    assert!(!run(&["inspect", "none"], &[]));
+    assert!(run(&["inspect", "none", "--color=always"], &[]));
+    assert!(run(&["--color", "always", "--help"], &[]));
+    assert!(!run(&["--help"], &[]));
+}
