@@ -25,7 +25,11 @@ pub struct Guess {
 #[non_exhaustive]
 pub enum NoGuess {
     /// A component that no known layout has, or two at the same place.
-    #[error("no layout that is known here has {components}")]
+    #[error(
+        "bytes 512 to 519 are {:#018x}, which would be XSTATE_BV of components that no layout known \
+         here has: is this an XSAVE area?",
+        components.bits()
+    )]
     Components {
         /// What the area seems to have.
         components: XFeatures,
@@ -124,7 +128,7 @@ pub fn layout(area: &[u8]) -> Result<Guess, NoGuess> {
             layout,
             why: by("Intel's server processors"),
         })
-        .ok_or(NoGuess::Components { components: user })
+        .ok_or(NoGuess::Components { components: in_use })
 }
 
 fn of(table: &Table) -> Result<Layout, xsave_state::LayoutError> {

@@ -305,7 +305,9 @@ pub enum SubjectError {
         source: LayoutError,
     },
     /// The file has no CPUID, and there is no guess.
-    #[error("{owner}: {source}; give the guest's CPUID with --cpuid")]
+    #[error(
+        "{owner}: {source}. The guest's CPUID says where its components lie: give it with --cpuid"
+    )]
     NoGuess {
         /// Whose.
         owner: Owner,

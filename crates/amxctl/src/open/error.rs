@@ -36,9 +36,10 @@ pub enum OpenError {
     },
     /// None of the formats.
     #[error(
-        "unknown format: expected at byte 0 one of \\x89XSTATE, \\x89XVCPUS (vmm-amx), {{ (Cloud \
-         Hypervisor's state.json), \"vcpu \" (Firecracker's snapshot-editor), \\x7fELF (core dump), or a raw area of 576 \
-         to 65536 bytes; found {file_bytes} bytes that begin with {first:02x?}"
+        "unknown format: expected at byte 0 one of \"{{\" (Cloud Hypervisor's state.json), \
+         \"vcpu \" (Firecracker's snapshot-editor), 89 \"XSTATE\" or 89 \"XVCPUS\" (vmm-amx), 7f \
+         \"ELF\" (core dump), or a raw area of 576 to 65536 bytes; found {file_bytes} bytes that \
+         begin with {first:02x?}"
     )]
     Unknown {
         /// The first bytes; zeros for what is not there.

@@ -1,5 +1,5 @@
 //! What the tests share: the fixtures, and files made from them.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub)]
 
 use std::path::{Path, PathBuf};
 

@@ -267,3 +267,41 @@ fn as_json(host: &Host, obstacles: &[Obstacle], answer: Answer) -> anyhow::Resul
     });
     Ok(serde_json::to_string_pretty(&value)? + "\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Here and in the lab: what /proc/cpuinfo and /dev/kvm say decides.
+    #[test]
+    fn this_machine_is_judged_by_what_it_has() {
+        let args = CheckArgs { host: None };
+        let outcome = run(&args, false).unwrap();
+        let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let has_amx = processor.contains(" amx_tile ");
+        let has_kvm = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_ok();
+        if has_amx && has_kvm {
+            assert_ne!(outcome.answer, Answer::No, "{}", outcome.text);
+            assert!(outcome.text.contains("ready for guests with AMX"));
+            assert!(outcome.text.contains("AMX-TILE"), "{}", outcome.text);
+            assert!(outcome.text.contains("11,008 copied by KVM"));
+        } else {
+            println!("skipped: no AMX or no /dev/kvm here, so only the refusal is seen");
+            assert_eq!(outcome.answer, Answer::No, "{}", outcome.text);
+            assert!(outcome.text.contains("What to do"), "{}", outcome.text);
+        }
+        let json: serde_json::Value =
+            serde_json::from_str(&run(&args, true).unwrap().text).unwrap();
+        assert_eq!(json["ready"], outcome.answer != Answer::No);
+        // What a description says of this machine is what is seen from it.
+        let host: Host = serde_json::from_value(json["host"].clone()).unwrap();
+        assert_eq!(
+            host.obstacles().is_empty(),
+            json["obstacles"].as_array().unwrap().is_empty()
+        );
+    }
+}

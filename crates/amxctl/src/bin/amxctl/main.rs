@@ -1,4 +1,13 @@
 //! amxctl: the operator's tool for Intel AMX on KVM.
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
 
 mod check;
 mod cli;

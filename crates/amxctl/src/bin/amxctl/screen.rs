@@ -11,6 +11,8 @@ use console::style;
 /// No wider, whatever the terminal: long lines are hard to read.
 const MAX_WIDTH: u16 = 110;
 const ERROR: &str = "error:";
+/// Characters of an error.
+const MAX_ERROR: usize = 1000;
 /// Where there is no terminal.
 const DEFAULT_WIDTH: u16 = 80;
 
@@ -177,6 +179,30 @@ pub(crate) fn count(number: usize, what: &str) -> String {
 
 /// To standard error, with all that led to it.
 pub(crate) fn error(error: &anyhow::Error) {
-    let text = wrap(&format!("{error:#}"), ERROR.len().saturating_add(1));
+    let text = wrap(&chain(error), ERROR.len().saturating_add(1));
     eprintln!("{} {}", style(ERROR).for_stderr().red().bold(), text.trim());
+}
+
+/// The causes, from the outermost; what one of them repeats of the one before is said once.
+fn chain(error: &anyhow::Error) -> String {
+    let mut said: Vec<String> = Vec::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if said.last().is_some_and(|before| before.contains(&cause)) {
+            continue;
+        }
+        if said
+            .last()
+            .is_some_and(|before| cause.starts_with(&**before))
+        {
+            said.pop();
+        }
+        said.push(cause);
+    }
+    let text = said.join(": ");
+    // A file that is one long line is not repeated whole.
+    if text.chars().count() <= MAX_ERROR {
+        return text;
+    }
+    let start: String = text.chars().take(MAX_ERROR).collect();
+    start + " ..."
 }
