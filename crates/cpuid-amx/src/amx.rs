@@ -52,14 +52,20 @@ bitflags! {
         /// Those that leaf 7 and CPUID.(EAX=1EH,ECX=1) both report.
         const ALIASED =
             Self::INT8.bits() | Self::BF16.bits() | Self::COMPLEX.bits() | Self::FP16.bits();
+        /// Those that leaf 7 does not report.
+        const ONLY_IN_1EH = Self::FP8.bits()
+            | Self::TRANSPOSE.bits()
+            | Self::TF32.bits()
+            | Self::AVX512.bits()
+            | Self::MOVRS.bits();
+        /// Those of CPUID.(EAX=1EH,ECX=1):EAX.
+        const IN_LEAF_1EH = Self::ALIASED.bits() | Self::ONLY_IN_1EH.bits();
         /// Those that multiply tiles, for which CPUID.(EAX=1EH,ECX=0) gives the limits.
         const TMUL = Self::ALIASED.bits() | Self::FP8.bits() | Self::TF32.bits();
     }
 }
 
 impl AmxFeatures {
-    const IN_1EH: u32 = 0x1ff;
-
     /// The features that sub-leaves 0 and 1 of leaf 7 report, each as `[eax, ebx, ecx, edx]`.
     ///
     /// ```
@@ -88,7 +94,7 @@ impl AmxFeatures {
     /// The features that CPUID.(EAX=1EH,ECX=1), given as `[eax, ebx, ecx, edx]`, reports.
     #[must_use]
     pub fn from_leaf_1e([eax, ..]: [u32; 4]) -> Self {
-        Self::from_bits_truncate(eax & Self::IN_1EH)
+        Self::from_bits_truncate(eax) & Self::IN_LEAF_1EH
     }
 
     /// Each feature with its name in the manuals.
@@ -160,7 +166,7 @@ impl fmt::Display for AmxFeatures {
 }
 
 /// The largest tiles that the multiply unit takes, CPUID.(EAX=1EH,ECX=0):EBX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TmulLimits {
     /// Most rows or columns, EBX\[7:0\] (`tmul_maxk`).
     pub maxk: u8,
@@ -416,7 +422,7 @@ impl Leaves {
         AmxFeatures::from_leaf_7(self.leaf_7_0, self.leaf_7_1)
     }
 
-    fn enumerated_7(&self) -> AmxFeatures {
+    pub(crate) fn enumerated_7(&self) -> AmxFeatures {
         let [max_subleaf, ..] = self.leaf_7_0;
         if self.max_leaf < LEAF_7 {
             AmxFeatures::empty()

@@ -16,7 +16,7 @@ mod contradiction;
 mod sizes;
 
 pub use contradiction::Contradiction;
-use sizes::{is_compacted_size, standard_sizes};
+pub(crate) use sizes::{is_compacted_size, standard_sizes};
 
 const XSAVEC: u32 = 1 << 1;
 const XSAVES: u32 = 1 << 3;

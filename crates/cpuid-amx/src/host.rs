@@ -12,7 +12,9 @@ use thiserror::Error;
 use xsave_state::XFeatures;
 
 use crate::amx::AmxFeatures;
+use crate::features::FeatureSet;
 use crate::permission::PermissionError;
+use crate::policy::Policy;
 use crate::table::{CpuidTable, Table};
 
 mod capabilities;
@@ -22,9 +24,11 @@ pub mod kernel;
 mod obstacle;
 mod processor;
 
+#[cfg(feature = "serde")]
+pub use crate::document::{MAX_ENTRIES, MAX_TEXT_BYTES};
 pub use capabilities::Capabilities;
 #[cfg(feature = "serde")]
-pub use document::{FORMAT, MAX_ENTRIES, MAX_TEXT_BYTES, VERSION};
+pub use document::{FORMAT, VERSION};
 pub use kernel::Kernel;
 pub use obstacle::Obstacle;
 pub use processor::Processor;
@@ -143,6 +147,23 @@ impl Host {
     pub fn guest_cpuid(&self) -> Option<&Table> {
         let kvm = self.kvm.as_ref().ok()?;
         Some(kvm.rewritten.as_ref().unwrap_or(&kvm.cpuid))
+    }
+
+    /// What a guest can be given here: all that KVM supports and the permission allows, as far as it
+    /// does not contradict itself. Nothing without KVM.
+    #[must_use]
+    pub fn guest_features(&self) -> FeatureSet {
+        let Some(table) = self.guest_cpuid() else {
+            return FeatureSet::default();
+        };
+        let everything = Policy::expose_all();
+        let policy = match self.permission {
+            Permission::NotAsked => everything,
+            Permission::Granted(granted) => everything.permitted(granted),
+            Permission::Refused(_) => everything.permitted(XFeatures::empty()),
+        };
+        // To expose all that there is never fails.
+        policy.choose(table).unwrap_or_default()
     }
 
     /// Everything that keeps guests from using AMX here, from the processor upwards; none where

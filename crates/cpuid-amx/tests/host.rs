@@ -120,13 +120,13 @@ fn other_versions_and_formats_are_refused_by_name() {
         &host,
         "\"version\":1",
         "\"version\":2",
-        "a description of version 2: this program reads version 1",
+        "amx-host of version 2: this program reads version 1",
     );
     refused(
         &host,
         "\"format\":\"amx-host\"",
         "\"format\":\"amx-fleet\"",
-        "the format is \"amx-fleet\", and that of a host \"amx-host\"",
+        "the format is \"amx-fleet\", and expected is \"amx-host\"",
     );
     refused(&host, "\"version\":1,", "", "missing field `version`");
     refused(

@@ -7,27 +7,29 @@
 use alloc::borrow::Cow;
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::fmt;
 
-use serde::de::{Error as _, Unexpected, Visitor};
+use serde::de::{Error as _, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use thiserror::Error;
 use xsave_state::XFeatures;
 
 use crate::amx::AmxFeatures;
+use crate::document::{self, DocumentError, EntryDocument, Hex, entries, table, text};
 use crate::host::kernel::{Kernel, Version};
 use crate::host::{Capabilities, Host, KvmFacts, NoKvm, Permission, Processor};
 use crate::permission::PermissionError;
-use crate::table::{CpuidTable, Entry, Table};
 
 /// What `format` says in every description of a host.
 pub const FORMAT: &str = "amx-host";
 /// What `version` says: the only version that there is.
 pub const VERSION: u32 = 1;
-/// No name and no other text of a description is longer.
-pub const MAX_TEXT_BYTES: usize = 256;
-/// No CPUID table of a description has more entries: KVM's limit, KVM_MAX_CPUID_ENTRIES.
-pub const MAX_ENTRIES: usize = 256;
+
+/// The kind of document.
+struct Description;
+
+impl document::Kind for Description {
+    const FORMAT: &'static str = FORMAT;
+    const VERSION: u32 = VERSION;
+}
 
 impl Serialize for Host {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -47,8 +49,8 @@ impl<'de> Deserialize<'de> for Host {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document<'a> {
-    format: Format,
-    version: KnownVersion,
+    format: document::Format<Description>,
+    version: document::Version<Description>,
     name: Cow<'a, str>,
     processor: ProcessorDocument<'a>,
     kernel: Option<KernelDocument<'a>>,
@@ -108,24 +110,12 @@ enum KvmDocument {
     },
 }
 
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct EntryDocument {
-    leaf: Hex<u32>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    subleaf: Option<Hex<u32>>,
-    eax: Hex<u32>,
-    ebx: Hex<u32>,
-    ecx: Hex<u32>,
-    edx: Hex<u32>,
-}
-
 impl<'a> From<&'a Host> for Document<'a> {
     fn from(host: &'a Host) -> Self {
         let processor = &host.processor;
         Self {
-            format: Format,
-            version: KnownVersion,
+            format: document::Format::default(),
+            version: document::Version::default(),
             name: Cow::Borrowed(&host.name),
             processor: ProcessorDocument {
                 vendor: Cow::Borrowed(&processor.vendor),
@@ -275,115 +265,12 @@ impl KvmDocument {
     }
 }
 
-fn entries(table: &Table) -> Vec<EntryDocument> {
-    table
-        .entries()
-        .map(|entry| {
-            let [eax, ebx, ecx, edx] = entry.value.map(Hex);
-            EntryDocument {
-                leaf: Hex(entry.leaf),
-                subleaf: entry.subleaf.map(Hex),
-                eax,
-                ebx,
-                ecx,
-                edx,
-            }
-        })
-        .collect()
-}
-
-fn table(field: &'static str, entries: Vec<EntryDocument>) -> Result<Table, DocumentError> {
-    let actual = entries.len();
-    if actual > MAX_ENTRIES {
-        return Err(DocumentError::TooManyEntries { field, actual });
-    }
-    let table: Table = entries
-        .iter()
-        .map(|entry| Entry {
-            leaf: entry.leaf.0,
-            subleaf: entry.subleaf.as_ref().map(|subleaf| subleaf.0),
-            value: [entry.eax.0, entry.ebx.0, entry.ecx.0, entry.edx.0],
-        })
-        .collect();
-    if table.len() != actual {
-        return Err(DocumentError::Duplicate { field });
-    }
-    Ok(table)
-}
-
-fn text(field: &'static str, text: String) -> Result<String, DocumentError> {
-    if text.len() > MAX_TEXT_BYTES {
-        return Err(DocumentError::TooLong {
-            field,
-            actual_bytes: text.len(),
-        });
-    }
-    Ok(text)
-}
-
 fn bits(features: XFeatures) -> Hex<u64> {
     Hex(features.bits())
 }
 
 fn features(bits: Hex<u64>) -> XFeatures {
     XFeatures::from_bits_retain(bits.0)
-}
-
-/// A document that serde could read, but that is no description.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-enum DocumentError {
-    #[error("{field} has {actual_bytes} bytes; the limit is {MAX_TEXT_BYTES}")]
-    TooLong {
-        field: &'static str,
-        actual_bytes: usize,
-    },
-    #[error("{field} has {actual} entries; the limit is {MAX_ENTRIES}")]
-    TooManyEntries { field: &'static str, actual: usize },
-    #[error("{field} has two entries for the same leaf and sub-leaf")]
-    Duplicate { field: &'static str },
-    #[error("kernel.upstream is {text:?}, which is not a version such as 6.12.67 or 6.19-rc3")]
-    Upstream { text: String },
-}
-
-/// [`FORMAT`], and nothing else.
-struct Format;
-
-impl Serialize for Format {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(FORMAT)
-    }
-}
-
-impl<'de> Deserialize<'de> for Format {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let found = Cow::<str>::deserialize(deserializer)?;
-        if found != FORMAT {
-            let message = alloc::format!("the format is {found:?}, and that of a host {FORMAT:?}");
-            return Err(D::Error::custom(message));
-        }
-        Ok(Self)
-    }
-}
-
-/// [`VERSION`], and nothing else.
-struct KnownVersion;
-
-impl Serialize for KnownVersion {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u32(VERSION)
-    }
-}
-
-impl<'de> Deserialize<'de> for KnownVersion {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let found = u32::deserialize(deserializer)?;
-        if found != VERSION {
-            return Err(D::Error::custom(alloc::format!(
-                "a description of version {found}: this program reads version {VERSION}"
-            )));
-        }
-        Ok(Self)
-    }
 }
 
 /// The names of AMX features.
@@ -408,42 +295,5 @@ impl<'de> Deserialize<'de> for Names {
             })
             .collect::<Result<AmxFeatures, D::Error>>()
             .map(Self)
-    }
-}
-
-/// A register or a bitmap as `0x602e7`: JSON's numbers are decimal, and lose bits above 2^53 in
-/// many readers.
-struct Hex<T>(T);
-
-impl<T: fmt::LowerHex> Serialize for Hex<T> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&format_args!("{:#x}", self.0))
-    }
-}
-
-impl<'de, T: TryFrom<u64>> Deserialize<'de> for Hex<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let bits = deserializer.deserialize_str(HexVisitor)?;
-        T::try_from(bits)
-            .map(Self)
-            .map_err(|_| D::Error::invalid_value(Unexpected::Unsigned(bits), &"a 32-bit register"))
-    }
-}
-
-struct HexVisitor;
-
-impl Visitor<'_> for HexVisitor {
-    type Value = u64;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a hexadecimal number such as 0x602e7")
-    }
-
-    fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<u64, E> {
-        text.strip_prefix("0x")
-            // `from_str_radix` takes a sign as well.
-            .filter(|digits| digits.starts_with(|c: char| c.is_ascii_hexdigit()))
-            .and_then(|digits| u64::from_str_radix(digits, 16).ok())
-            .ok_or_else(|| E::invalid_value(Unexpected::Str(text), &self))
     }
 }
