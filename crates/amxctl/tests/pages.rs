@@ -43,7 +43,10 @@ fn bash_takes_the_script_that_is_for_it() {
         "source {} && COMP_WORDS=(amxctl insp) COMP_CWORD=1 && _amxctl amxctl insp amxctl && echo \"${{COMPREPLY[@]}}\"",
         script.display()
     );
-    let Ok(output) = std::process::Command::new("bash").args(["-c", &line]).output() else {
+    let Ok(output) = std::process::Command::new("bash")
+        .args(["-c", &line])
+        .output()
+    else {
         println!("skipped: there is no bash");
         return;
     };

@@ -44,6 +44,12 @@ pub(crate) enum Command {
     /// Describe this host as JSON, for the other commands and other machines
     #[command(after_help = DESCRIBE)]
     Describe(DescribeArgs),
+    /// Say what a fleet shares, which hosts take what, and what it would gain without
+    #[command(after_help = BASELINE)]
+    Baseline(BaselineArgs),
+    /// Put parts of a fleet together that `baseline --tally` wrote
+    #[command(after_help = MERGE)]
+    Merge(MergeArgs),
     /// Look into a saved state: components, registers, rules, tiles
     #[command(after_help = INSPECT)]
     Inspect(InspectArgs),
@@ -72,8 +78,8 @@ pub(crate) enum Command {
 }
 
 const CHECK: &str = "\
-It exits with 0 when the host is ready, with 3 when it is but for a known fix, and with 1 when it is
-not. No root is needed where the user may open /dev/kvm.
+It exits with 0 when the host is ready, with 3 when it is but for a known fix,
+and with 1 when it is not. No root is needed where the user may open /dev/kvm.
 
 Examples:
   amxctl check
@@ -81,59 +87,89 @@ Examples:
   ssh node-17 amxctl describe | amxctl check --host - --json";
 
 const DESCRIBE: &str = "\
-One line of JSON, as docs/host.schema.json has it: the lines of a fleet, one behind the other, are
-what `amxctl baseline` reads. It asks for the permission of guests, for its own process only.
+One line of JSON, as docs/host.schema.json has it: the lines of a fleet, one
+behind the other, are what `amxctl baseline` reads. It asks for the permission
+of guests, for its own process only.
 
 Examples:
   amxctl describe > node-17.json
   for host in $(cat hosts); do ssh $host amxctl describe; done > fleet.jsonl
-  amxctl describe --cpuid sapphire-rapids.cpuid --name spr --pretty";
+  amxctl describe --cpuid icelake.cpuid --name icelake --pretty";
 
-const VERIFY: &str = "\
-Each rule that a host depends on is checked first; a state that breaks one is refused whatever the
-host. Then, whether that host can hold it. It exits with 1 when the state must not, or cannot, be
-restored.
+const BASELINE: &str = "\
+It reads descriptions as `amxctl describe` writes them, one a line, in a
+stream: a million hosts take seconds and no more memory than their kinds.
+With --tally it prints a part, for `amxctl merge`.
 
 Examples:
-  amxctl verify /var/lib/vm/snapshot --on node-17.json
-  amxctl verify vcpus.xvcpus";
+  amxctl baseline fleet.jsonl
+  amxctl baseline node-17.json icelake.json --json
+  amxctl baseline --tally < fleet.jsonl > fleet.tally";
+
+const MERGE: &str = "\
+Parts can be merged in any order and shape, and parts of parts with --tally.
+
+Examples:
+  amxctl merge rack-1.tally rack-2.tally
+  amxctl merge --tally rack-1.tally rack-2.tally > fleet.tally";
+
+const COMPAT: &str = "\
+It exits with 1 when the guest of A cannot run on B. What would help is said:
+to hide something from the guest, or to convert its state to B's layout.
+
+Examples:
+  amxctl compat node-17.json icelake.json
+  amxctl compat snapshot node-17.json
+  amxctl compat guest.cpuid node-17.json --json";
 
 const INSPECT: &str = "\
-It opens files and containers of vmm-amx, raw areas of KVM_GET_XSAVE2, the snapshot folder or
-state.json of Cloud Hypervisor, the text of Firecracker's `snapshot-editor info-vmstate
-vcpu-states`, and core dumps. The contents say what it is. It exits with 0 when the file could be
-read, whatever is in it; `amxctl verify` judges.
+It opens files and containers of vmm-amx, raw areas of KVM_GET_XSAVE2, the
+snapshot folder or state.json of Cloud Hypervisor, the text of Firecracker's
+`snapshot-editor info-vmstate vcpu-states`, and core dumps. The contents say
+what it is. It exits with 0 when the file could be read, whatever is in it;
+`amxctl verify` judges.
 
 Examples:
-  amxctl inspect /var/lib/vm/snapshot
+  amxctl inspect snapshot
   amxctl inspect vcpu.xsave2 --xfd 0x40000 --svg vcpu.svg
-  amxctl inspect --json core.4711 | jq '.vcpus[].rules[] | select(.verdict == \"broken\")'";
+  amxctl inspect --json core.4711 | jq '.vcpus[].rules'";
 
 const DIFF: &str = "\
-Like diff(1), it exits with 1 when they differ. What an initial component's bytes happen to be does
-not count, nor where a component lies.
+Like diff(1), it exits with 1 when they differ. What an initial component's
+bytes happen to be does not count, nor where a component lies.
 
 Examples:
   amxctl diff before.xvcpus after.xvcpus
-  amxctl diff snapshot-a/state.json snapshot-b/state.json --vcpu 3";
+  amxctl diff snapshot vcpus.xvcpus --vcpu 0 --all";
 
-const CONVERT: &str = "\
-What would be lost is refused, and listed with the name by which --allow takes it.
+const VERIFY: &str = "\
+Each rule that a host depends on is checked first; a state that breaks one is
+refused whatever the host. Then, whether that host can hold it. It exits with
+1 when the state must not, or cannot, be restored.
 
 Examples:
-  amxctl convert /var/lib/vm/snapshot --to container -o vcpus.xvcpus
+  amxctl verify snapshot --on node-17.json
+  amxctl verify vcpus.xvcpus";
+
+const CONVERT: &str = "\
+What would be lost is refused, and listed with the name by which --allow takes
+it.
+
+Examples:
+  amxctl convert snapshot --to container -o vcpus.xvcpus
   amxctl convert vcpus.xvcpus --vcpu 0 --to raw -o vcpu0.xsave2
-  amxctl convert intel.xstate --to state --layout amd.cpuid -o amd.xstate";
+  amxctl convert snapshot --to state --layout icelake.cpuid \\
+      --allow XTILECFG,XTILEDATA -o smaller.xstate";
 
 const COMPLETIONS: &str = "\
 Examples:
-  amxctl completions bash > /etc/bash_completion.d/amxctl
+  amxctl completions bash > amxctl.bash
   amxctl completions zsh > ~/.zfunc/_amxctl";
 
 const MAN: &str = "\
 Examples:
-  amxctl man /usr/local/share/man/man1
-  amxctl man pages && man ./pages/amxctl-inspect.1";
+  amxctl man man1
+  amxctl man man1 && man --local-file man1/amxctl-inspect.1";
 
 /// What the file may not say.
 #[derive(Debug, Clone, Default, Args)]
@@ -170,6 +206,28 @@ pub(crate) struct DescribeArgs {
     /// For people: on many lines
     #[arg(long)]
     pub(crate) pretty: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BaselineArgs {
+    /// Descriptions of hosts, one a line; without any, or for `-`, standard input
+    pub(crate) files: Vec<PathBuf>,
+    /// Print the tally, for `amxctl merge`, and not the baseline
+    #[arg(long)]
+    pub(crate) tally: bool,
+    /// Leave out lines that are no description, and count them
+    #[arg(long)]
+    pub(crate) skip_broken: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// Tallies
+    #[arg(required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Print the tally of all, and not the baseline
+    #[arg(long)]
+    pub(crate) tally: bool,
 }
 
 #[derive(Debug, Args)]

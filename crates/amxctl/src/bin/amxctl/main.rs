@@ -13,6 +13,7 @@ mod check;
 mod cli;
 mod convert;
 mod diff;
+mod fleet;
 mod host;
 mod inspect;
 mod load;
@@ -87,6 +88,8 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
     match &cli.command {
         Command::Check(args) => check::run(args, json),
         Command::Describe(args) => host::describe(args),
+        Command::Baseline(args) => fleet::baseline(args, json),
+        Command::Merge(args) => fleet::merge(args, json),
         Command::Inspect(args) => inspect::run(args, json),
         Command::Diff(args) => diff::run(args, json),
         Command::Verify(args) => verify::run(args, json),
