@@ -18,6 +18,7 @@
 //! | [`amx`] | features, palettes and TMUL limits |
 //! | [`coherence`] | every way in which leaves contradict each other |
 //! | [`baseline`] | what a fleet shares, and which hosts took what away |
+//! | [`compat`] | whether a guest runs on a host, or every reason why not |
 //! | [`features`] | XSAVE and AMX features as a set |
 //! | [`host`] | a description of a host |
 //! | [`policy`] | hide AMX, or expose what may be seen: all leaves at once |
@@ -31,6 +32,7 @@ extern crate std;
 pub mod amx;
 pub mod baseline;
 pub mod coherence;
+pub mod compat;
 #[cfg(feature = "serde")]
 mod document;
 pub mod dump;
