@@ -131,7 +131,7 @@ pub fn layout(area: &[u8]) -> Result<Guess, NoGuess> {
         .ok_or(NoGuess::Components { components: in_use })
 }
 
-fn of(table: &Table) -> Result<Layout, xsave_state::LayoutError> {
+pub(crate) fn of(table: &Table) -> Result<Layout, xsave_state::LayoutError> {
     use cpuid_amx::CpuidTable;
     Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf))
 }

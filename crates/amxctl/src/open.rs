@@ -181,6 +181,12 @@ fn recognise(start: &[u8], file_bytes: u64) -> Result<Format, OpenError> {
     if text.starts_with(b"vcpu ") {
         return Ok(Format::Firecracker);
     }
+    if [&b"CPU"[..], b"0x0000", b"# "]
+        .iter()
+        .any(|first| text.starts_with(first))
+    {
+        return Err(OpenError::CpuidDump);
+    }
     if let Some(hint) = known_elsewhere(start) {
         return Err(OpenError::Known {
             what: hint.0,

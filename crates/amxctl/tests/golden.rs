@@ -21,6 +21,15 @@ use snapbox::Data;
 use snapbox::cmd::{Command, cargo_bin};
 use snapbox::data::DataFormat;
 
+/// Real ones and one from a dump: the lab with two kernels, a Zen 4, an Ice Lake, a Sapphire Rapids.
+const HOSTS: [&str; 5] = [
+    "amx-lab.json",
+    "amx-lab-bookworm.json",
+    "icelake.json",
+    "node-17.json",
+    "zen4.json",
+];
+
 fn package() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -40,6 +49,11 @@ fn sandbox(folder: &Path) {
             }),
         ),
     ];
+    let fleet: Vec<u8> = HOSTS
+        .iter()
+        .flat_map(|name| fs::read(folder.join(name)).unwrap())
+        .collect();
+    fs::write(folder.join("fleet.jsonl"), fleet).unwrap();
     for (name, bytes) in made {
         fs::create_dir(folder.join(name)).unwrap();
         fs::write(folder.join(name).join("state.json"), bytes).unwrap();
@@ -102,12 +116,88 @@ macro_rules! sessions {
 }
 
 sessions!(
-    check, convert, describe, diff, errors, help, inspect, json, verify
+    baseline, check, compat, convert, describe, diff, errors, help, inspect, json, merge, verify
 );
 
 #[test]
 fn readme() {
     session(&package().join("README.md"));
+}
+
+/// Examples that need what a test has not: another machine, another tool, a home.
+const ELSEWHERE: [&str; 4] = ["ssh ", "| jq", "~/", "man --local-file"];
+
+#[test]
+fn the_examples_of_every_command_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path();
+    sandbox(place);
+    // What the examples call their files.
+    copy(&place.join("cloud-hypervisor"), &place.join("snapshot"));
+    for (from, to) in [
+        ("armed.xsave2", "vcpu.xsave2"),
+        ("process.core", "core.4711"),
+        ("icelake.cpuid", "guest.cpuid"),
+        ("node-17.tally", "rack-1.tally"),
+        ("amd.tally", "rack-2.tally"),
+    ] {
+        fs::copy(place.join(from), place.join(to)).unwrap();
+    }
+    let binary = cargo_bin("amxctl");
+    let path = format!(
+        "{}:{}",
+        binary.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let shell = |line: &str| {
+        let output = std::process::Command::new("sh")
+            .args(["-c", line])
+            .current_dir(place)
+            .env("PATH", &path)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
+    };
+    let converted = "amxctl convert snapshot --to container -o vcpus.xvcpus && cp vcpus.xvcpus before.xvcpus && cp vcpus.xvcpus after.xvcpus";
+    assert_eq!(shell(converted), (Some(0), String::new()));
+
+    let help = fs::read_to_string(package().join("tests/golden/help.trycmd")).unwrap();
+    let examples: Vec<&str> = help
+        .lines()
+        .filter(|line| line.starts_with("  amxctl ") || line.starts_with("  for host"))
+        .collect();
+    let mut commands = std::collections::BTreeSet::new();
+    for line in examples {
+        commands.insert(
+            line.split_whitespace()
+                .find(|word| *word != "amxctl" && !word.starts_with("--"))
+                .unwrap(),
+        );
+        if ELSEWHERE.iter().any(|word| line.contains(word)) {
+            continue;
+        }
+        let (code, stderr) = shell(line);
+        // Also no is an answer.
+        assert!(matches!(code, Some(0 | 1 | 3)), "{line}: {code:?} {stderr}");
+    }
+    let all = [
+        "baseline",
+        "check",
+        "compat",
+        "completions",
+        "convert",
+        "describe",
+        "diff",
+        "for",
+        "inspect",
+        "man",
+        "merge",
+        "verify",
+    ];
+    assert_eq!(commands.into_iter().collect::<Vec<_>>(), all);
 }
 
 /// What a terminal with colours shows, as a picture.
@@ -138,6 +228,12 @@ fn diff_in_color() {
 #[test]
 fn verify_in_color() {
     colors("verify", &["verify", "short", "--on", "node-17.json"]);
+}
+
+#[test]
+fn fleet_in_color() {
+    colors("baseline", &["baseline", "fleet.jsonl"]);
+    colors("compat", &["compat", "cloud-hypervisor", "icelake.json"]);
 }
 
 #[test]

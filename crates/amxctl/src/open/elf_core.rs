@@ -3,15 +3,14 @@
 //!
 //! Only the headers and the notes are read, whatever the length of the file.
 
-use cpuid_amx::Table;
 use object::elf::{
     EM_X86_64, ET_CORE, FileHeader64, NT_PRSTATUS, NT_X86_XSTATE, NoteType, PT_NOTE,
 };
 use object::read::elf::{FileHeader, ProgramHeader};
 use object::read::{ReadCache, ReadCacheOps};
 use object::{Endianness, ReadRef};
-use xsave_state::XFeatures;
 use xsave_state::layout::MAX_AREA_BYTES;
+use xsave_state::{Layout, XFeatures};
 
 use super::{MAX_NOTE_BYTES, OpenError};
 use crate::bytes;
@@ -65,7 +64,7 @@ pub(super) fn read(file: impl ReadCacheOps) -> Result<Vec<Vcpu>, OpenError> {
     let mut left = MAX_NOTE_BYTES;
     let mut vcpus = Vec::new();
     let mut thread = 0;
-    let mut layout: Option<Table> = None;
+    let mut layout: Option<Layout> = None;
     for segment in segments {
         if segment.p_type(endian) != PT_NOTE {
             continue;
@@ -101,13 +100,13 @@ pub(super) fn read(file: impl ReadCacheOps) -> Result<Vec<Vcpu>, OpenError> {
                 }
                 vcpus.push(vcpu(thread, content));
             } else if kind == NoteType(NT_X86_XSAVE_LAYOUT) && note.name() == b"LINUX" {
-                layout = table(content);
+                layout = places(content);
             }
         }
     }
     if let Some(layout) = layout {
         for vcpu in &mut vcpus {
-            vcpu.places = Places::Cpuid(layout.clone());
+            vcpu.places = Places::Layout(layout.clone());
         }
     }
     Ok(vcpus)
@@ -126,8 +125,8 @@ fn vcpu(thread: u32, area: &[u8]) -> Vcpu {
     }
 }
 
-/// The kernel's own list, as CPUID. `None` where it is none that could be.
-fn table(content: &[u8]) -> Option<Table> {
+/// The kernel's own list. `None` where it is none that could be.
+fn places(content: &[u8]) -> Option<Layout> {
     let mut user = XFeatures::LEGACY;
     let mut places = Vec::new();
     for entry in content.chunks_exact(COMPONENT_BYTES).take(64) {
@@ -138,7 +137,8 @@ fn table(content: &[u8]) -> Option<Table> {
         // What CPUID has beyond place and size is not in the note: its flags are 0.
         places.push((id.number(), size, offset, guess::flags(id)));
     }
-    guess::places(&places, user).ok()
+    let table = guess::places(&places, user).ok()?;
+    guess::of(&table).ok()
 }
 
 fn kind(offset: u64, expected: &'static str, found: String) -> OpenError {

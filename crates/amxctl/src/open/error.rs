@@ -72,6 +72,12 @@ pub enum OpenError {
          --host`, `compat` and `baseline` take it"
     )]
     HostDescription,
+    /// CPUID, not a state.
+    #[error(
+        "this is CPUID as `cpuid -r` prints it, and no saved state: --cpuid, --layout and `amxctl \
+         compat` take it"
+    )]
+    CpuidDump,
     /// JSON of something else.
     #[error(
         "this is JSON, but not the state.json of a Cloud Hypervisor snapshot: expected \

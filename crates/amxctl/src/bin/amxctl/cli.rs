@@ -50,6 +50,9 @@ pub(crate) enum Command {
     /// Put parts of a fleet together that `baseline --tally` wrote
     #[command(after_help = MERGE)]
     Merge(MergeArgs),
+    /// Say whether the guest of A runs on host B, every reason why not, and what helps
+    #[command(after_help = COMPAT)]
+    Compat(CompatArgs),
     /// Look into a saved state: components, registers, rules, tiles
     #[command(after_help = INSPECT)]
     Inspect(InspectArgs),
@@ -114,8 +117,8 @@ Examples:
   amxctl merge --tally rack-1.tally rack-2.tally > fleet.tally";
 
 const COMPAT: &str = "\
-It exits with 1 when the guest of A cannot run on B. What would help is said:
-to hide something from the guest, or to convert its state to B's layout.
+It exits with 1 when the guest of A cannot run on B, and with 0 when it can,
+be it with something hidden from it or with its states in B's layout.
 
 Examples:
   amxctl compat node-17.json icelake.json
@@ -158,8 +161,7 @@ it.
 Examples:
   amxctl convert snapshot --to container -o vcpus.xvcpus
   amxctl convert vcpus.xvcpus --vcpu 0 --to raw -o vcpu0.xsave2
-  amxctl convert snapshot --to state --layout icelake.cpuid \\
-      --allow XTILECFG,XTILEDATA -o smaller.xstate";
+  amxctl convert snapshot --to container --layout node-17.json -o moved.xvcpus";
 
 const COMPLETIONS: &str = "\
 Examples:
@@ -174,7 +176,7 @@ Examples:
 /// What the file may not say.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct GivenArgs {
-    /// CPUID of the guest, as `cpuid -r` prints it: where the components lie
+    /// CPUID of the guest, as `cpuid -r` prints it, or the description of a host: where the components lie
     #[arg(long, value_name = "FILE", help_heading = "What the file may not say")]
     pub(crate) cpuid: Option<PathBuf>,
     /// XCR0 of the guest
@@ -228,6 +230,16 @@ pub(crate) struct MergeArgs {
     /// Print the tally of all, and not the baseline
     #[arg(long)]
     pub(crate) tally: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompatArgs {
+    /// The guest: a saved state, its CPUID as `cpuid -r` prints it, or the description of a host whose guests get all that it has
+    #[arg(value_name = "A")]
+    pub(crate) guest: PathBuf,
+    /// The description of the host
+    #[arg(value_name = "B")]
+    pub(crate) host: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -287,7 +299,7 @@ pub(crate) struct ConvertArgs {
     /// Only this vCPU; may be repeated
     #[arg(long, value_name = "ID")]
     pub(crate) vcpu: Vec<u32>,
-    /// Lay it out for a guest with this CPUID, as `cpuid -r` prints it
+    /// Lay it out for a guest with this CPUID, as `cpuid -r` prints it, or for the host of this description
     #[arg(long, value_name = "FILE")]
     pub(crate) layout: Option<PathBuf>,
     /// Let this be lost: a component (XTILEDATA), mxcsr, xcr0, xfd, tile-config, or disabled (what IA32_XFD disables); may be repeated

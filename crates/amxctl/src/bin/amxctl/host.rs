@@ -36,12 +36,16 @@ pub(crate) fn this_or(path: Option<&Path>) -> anyhow::Result<Host> {
 
 /// The host that a file describes.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Host> {
-    let text = load::text(path, MAX_BYTES)?;
+    parse(path, &load::text(path, MAX_BYTES)?)
+}
+
+/// The host that a text from that file describes.
+pub(crate) fn parse(path: &Path, text: &str) -> anyhow::Result<Host> {
     let name = || path.display().to_string();
     if text.trim().is_empty() {
         bail!("{}: expected a host's description, found nothing", name());
     }
-    serde_json::from_str(&text).with_context(|| {
+    serde_json::from_str(text).with_context(|| {
         format!(
             "{}: expected a host's description, as `amxctl describe` writes it",
             name()

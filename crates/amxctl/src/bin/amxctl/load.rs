@@ -10,6 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use xsave_state::Layout;
 
 use crate::cli::GivenArgs;
+use crate::host;
 
 /// A file of text with CPUID has about 5 KB per processor.
 const MAX_CPUID_BYTES: u64 = 16 << 20;
@@ -72,11 +73,21 @@ pub(crate) fn given(args: &GivenArgs) -> anyhow::Result<Given> {
     })
 }
 
-/// A file with CPUID as `cpuid -r` prints it.
+/// CPUID of a guest: as `cpuid -r` prints it, or all that the host of a description gives to one.
 pub(crate) fn cpuid(path: &Path) -> anyhow::Result<Table> {
     let text = text(path, MAX_CPUID_BYTES)?;
-    text.parse()
-        .with_context(|| format!("{}: expected CPUID as `cpuid -r` prints it", path.display()))
+    let name = || path.display().to_string();
+    if text.trim_start().starts_with('{') {
+        let host = host::parse(path, &text)?;
+        let table = host.guest_cpuid().cloned();
+        return table.with_context(|| format!("{}: a host without KVM has no guests", name()));
+    }
+    text.parse().with_context(|| {
+        format!(
+            "{}: expected CPUID as `cpuid -r` prints it, or a host's description",
+            name()
+        )
+    })
 }
 
 /// A file of text, if it is not longer than that.

@@ -11,6 +11,7 @@
 
 mod check;
 mod cli;
+mod compat;
 mod convert;
 mod diff;
 mod fleet;
@@ -90,6 +91,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
         Command::Describe(args) => host::describe(args),
         Command::Baseline(args) => fleet::baseline(args, json),
         Command::Merge(args) => fleet::merge(args, json),
+        Command::Compat(args) => compat::run(args, json),
         Command::Inspect(args) => inspect::run(args, json),
         Command::Diff(args) => diff::run(args, json),
         Command::Verify(args) => verify::run(args, json),

@@ -1,62 +1,78 @@
-//! `amxctl verify`: whether a saved state can be restored on a host.
+//! `amxctl verify`: whether a saved state can be restored on a host, as it is.
 
 use std::fmt::Write;
 
 use amxctl::Subject;
 use amxctl::rules::{self, Finding, Rule, Verdict};
-use cpuid_amx::{CpuidTable, Host};
+use cpuid_amx::compat;
 use serde_json::json;
-use xsave_state::{Layout, XFeatures};
 
 use crate::cli::VerifyArgs;
+use crate::compat::Judged;
 use crate::screen::{self, Mark};
 use crate::{Answer, Outcome, host, inspect, load};
 
-/// What there is to say of one vCPU.
-struct Judged<'a> {
-    subject: &'a Subject,
-    /// The rules that are broken, or cannot be judged.
-    broken: Vec<Finding>,
-    /// Why the host cannot hold it.
-    reasons: Vec<String>,
-}
-
-impl Judged<'_> {
-    fn passes(&self) -> bool {
-        self.broken.is_empty() && self.reasons.is_empty()
-    }
-}
+/// Text for no more vCPUs; JSON has them all.
+const SHOWN: usize = 16;
 
 pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     let given = load::given(&args.given)?;
     let host = host::this_or(args.on.as_deref())?;
     let loaded = load::load(&args.file, &args.vcpu, &given)?;
-    let judged: Vec<_> = loaded
+    let broken: Vec<(&Subject, Vec<Finding>)> = loaded
         .subjects
         .iter()
-        .map(|subject| judge(subject, &host))
+        .map(|subject| (subject, refused(subject)))
+        .filter(|(_, findings)| !findings.is_empty())
         .collect();
-    let passes = judged.iter().all(Judged::passes);
+    // What breaks a rule is refused whatever the host.
+    let judged = broken
+        .is_empty()
+        .then(|| Judged::saved(&loaded.subjects, &host));
+    let passes = judged
+        .as_ref()
+        .is_some_and(|judged| judged.verdict == compat::Verdict::Runs);
     let text = if json {
-        let vcpus: Vec<_> = judged.iter().map(as_json).collect();
+        let vcpus: Vec<_> = broken
+            .iter()
+            .map(|(subject, findings)| {
+                json!({
+                    "id": subject.owner.id(),
+                    "rules": inspect::rules_json(findings),
+                })
+            })
+            .collect();
         let value = json!({
             "file": loaded.name,
             "host": host.name,
             "restorable": passes,
-            "vcpus": vcpus,
+            "refused": vcpus,
+            "compatibility": judged.as_ref().map(Judged::as_json),
         });
         serde_json::to_string_pretty(&value)? + "\n"
     } else {
-        let mut text = String::new();
-        let verdict = if passes {
-            console::style(format!("can be restored on {}", host.name)).green()
-        } else {
-            console::style(format!("must not be restored on {}", host.name)).red()
+        let verdict = match &judged {
+            None => Mark::Bad.paint("must not be restored, on any host"),
+            Some(_) if passes => console::style(format!("can be restored on {}", host.name))
+                .green()
+                .to_string(),
+            Some(judged) => {
+                let said = format!("cannot be restored on {} as it is", host.name);
+                judged.mark().paint(&said)
+            }
         };
-        let name = screen::title(&loaded.name);
-        writeln!(text, "{name}: {}", verdict.bold())?;
-        for one in &judged {
-            text.push_str(&vcpu(one, &host));
+        let mut text = format!("{}: {verdict}\n", screen::title(&loaded.name));
+        for (subject, findings) in broken.iter().take(SHOWN) {
+            let _ = writeln!(text, "\n{}", screen::title(&subject.owner.to_string()));
+            text.push_str(&inspect::findings(findings));
+        }
+        let more = broken.len().saturating_sub(SHOWN);
+        if more > 0 {
+            let note = format!("{more} more; --json has them");
+            let _ = writeln!(text, "\n{}", screen::dim(note));
+        }
+        if let Some(judged) = &judged {
+            text.push_str(&judged.text());
         }
         text
     };
@@ -66,63 +82,14 @@ pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     })
 }
 
-fn judge<'a>(subject: &'a Subject, host: &Host) -> Judged<'a> {
-    let broken = rules::check(subject).into_iter().filter(|finding| {
-        // A state whose XFD nobody knows may be the one that takes its host down.
-        finding.verdict == Verdict::Broken
-            || finding.verdict == Verdict::Unknown && finding.rule == Rule::XfdInUse
-    });
-    Judged {
-        subject,
-        broken: broken.collect(),
-        reasons: reasons(subject, host),
-    }
-}
-
-/// Why this host cannot hold the state; none where it can.
-fn reasons(subject: &Subject, host: &Host) -> Vec<String> {
-    let Some(table) = host.guest_cpuid() else {
-        return vec!["there is no KVM".to_owned()];
-    };
-    let target = match Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf)) {
-        Ok(layout) => layout,
-        Err(error) => return vec![format!("its CPUID: {error}")],
-    };
-    let layout = &subject.layout.value;
-    let enabled = subject.xcr0.value;
-    let mut reasons: Vec<String> = layout
-        .misfits(&target, subject.xstate_bv() | enabled)
-        .map(|misfit| misfit.to_string())
-        .collect();
-    let xfd = subject.registers().xfd;
-    if !target.xfd().contains(xfd) {
-        let missing: XFeatures = xfd - target.xfd();
-        reasons.push(format!("IA32_XFD cannot disable {missing} there"));
-    }
-    reasons
-}
-
-fn vcpu(judged: &Judged<'_>, host: &Host) -> String {
-    let owner = judged.subject.owner;
-    if judged.passes() {
-        return format!("  {} {owner}\n", screen::mark(Mark::Good));
-    }
-    let mut text = format!("  {} {owner}\n", screen::mark(Mark::Bad));
-    text.push_str(&inspect::findings(&judged.broken));
-    if !judged.reasons.is_empty() {
-        let _ = writeln!(text, "    {} cannot hold it:", host.name);
-        for reason in &judged.reasons {
-            text.push_str(&screen::wrap(reason, 6));
-        }
-    }
-    text
-}
-
-fn as_json(judged: &Judged<'_>) -> serde_json::Value {
-    json!({
-        "id": judged.subject.owner.id(),
-        "restorable": judged.passes(),
-        "rules": inspect::rules_json(&judged.broken),
-        "reasons": judged.reasons,
-    })
+/// The rules that are broken, or that protect the host and cannot be judged.
+fn refused(subject: &Subject) -> Vec<Finding> {
+    let findings = rules::check(subject).into_iter();
+    findings
+        .filter(|finding| {
+            // A state whose XFD nobody knows may be the one that takes its host down.
+            finding.verdict == Verdict::Broken
+                || finding.verdict == Verdict::Unknown && finding.rule == Rule::XfdInUse
+        })
+        .collect()
 }
