@@ -17,6 +17,8 @@ need patch patch
 need perl perl
 need xz xz-utils
 need dpkg-deb dpkg
+# What writes core dumps in a test of amxctl.
+need gdb gdb
 need cargo rustup
 [ -e /usr/include/stdlib.h ] || packages="$packages libc6-dev"
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"

@@ -7,7 +7,9 @@
         clippy::cast_possible_truncation
     )
 )]
-//! What the tool `amxctl` reads and judges, without the tool: saved vCPU states of several VMMs.
+#![doc = include_str!("../README.md")]
+//!
+//! # Modules
 //!
 //! | module | its one job |
 //! |---|---|
@@ -17,9 +19,6 @@
 //! | [`rules`] | which of the invariants of such a state hold |
 //! | [`parts`] | registers, tile rows and fields within a component |
 //! | [`diff`] | in which of them two states differ |
-//!
-//! Files are hostile: reading is bounded, nothing panics, and errors say what was expected, what was
-//! found, and at which byte.
 
 mod bytes;
 pub mod diff;

@@ -291,7 +291,8 @@ fn xfd(subject: &Subject) -> (Verdict, String) {
             ),
         ),
         _ if supported.is_empty() => (Verdict::Holds, "nothing can be disabled".to_owned()),
-        _ => (Verdict::Unknown, not_known("--xfd, --xfd-err")),
+        (None, _) => (Verdict::Unknown, not_known("IA32_XFD", "--xfd")),
+        (Some(_), None) => (Verdict::Unknown, not_known("IA32_XFD_ERR", "--xfd-err")),
     }
 }
 
@@ -307,7 +308,7 @@ fn xfd_in_use(subject: &Subject) -> (Verdict, String) {
         }
         return (
             Verdict::Unknown,
-            format!("{could} is in use; {}", not_known("--xfd")),
+            format!("{could} is in use; {}", not_known("IA32_XFD", "--xfd")),
         );
     };
     let xfd = xfd.value;
@@ -326,6 +327,6 @@ fn xfd_in_use(subject: &Subject) -> (Verdict, String) {
     )
 }
 
-fn not_known(options: &str) -> String {
-    format!("IA32_XFD is not in the file; give it with {options}")
+fn not_known(register: &str, option: &str) -> String {
+    format!("{register} is not in the file; give it with {option}")
 }

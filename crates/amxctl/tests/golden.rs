@@ -221,6 +221,30 @@ fn inspect_in_color() {
 }
 
 #[test]
+fn the_picture_of_an_area() {
+    let folder = tempfile::tempdir().unwrap();
+    sandbox(&folder.path().join("in"));
+    Command::new(cargo_bin("amxctl"))
+        .args([
+            "inspect",
+            "live-tiles.xsave2",
+            "--xfd",
+            "0",
+            "--svg",
+            "area.svg",
+        ])
+        .current_dir(folder.path().join("in"))
+        .assert()
+        .success();
+    let picture = fs::read_to_string(folder.path().join("in/area.svg")).unwrap();
+    let golden = Data::read_from(
+        &package().join("tests/golden/area.svg"),
+        Some(DataFormat::Text),
+    );
+    snapbox::assert_data_eq!(picture, golden.raw());
+}
+
+#[test]
 fn diff_in_color() {
     colors("diff", &["diff", "armed.xsave2", "live-tiles.xsave2"]);
 }

@@ -16,6 +16,40 @@ use common::fixture;
 use proptest::prelude::*;
 use xsave_state::wire::{self, Codec, Writer};
 
+#[test]
+fn text_that_is_nested_without_end_is_refused() {
+    let text = format!("vcpu 0:\n{}", "A {\n".repeat(1_000_000));
+    let error = open_bytes(text.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("nested deeper than 64"), "{error}");
+}
+
+#[test]
+fn text_that_has_more_than_an_area_is_refused() {
+    let words = "0,\n".repeat(20_000);
+    let text = format!(
+        "vcpu 0:\nA {{\nxsave: B {{\nentries: [\n{words}],\n}},\n}}\n"
+    );
+    let error = open_bytes(text.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("at most 65536 bytes"), "{error}");
+}
+
+#[test]
+fn a_core_dump_with_a_larger_area_than_there_can_be_is_refused() {
+    let mut core = fixture("process.core");
+    // A second note of 70,000 bytes behind the others.
+    let mut note = Vec::new();
+    for word in [6u32, 70_000, 0x202] {
+        note.extend_from_slice(&word.to_le_bytes());
+    }
+    note.extend_from_slice(b"LINUX\0\0\0");
+    note.resize(note.len() + 70_000, 0);
+    core.extend_from_slice(&note);
+    let bytes = (core.len() - 120) as u64;
+    core[64 + 32..64 + 40].copy_from_slice(&bytes.to_le_bytes());
+    let error = open_bytes(&core).unwrap_err().to_string();
+    assert!(error.contains("at most 65536 are possible"), "{error}");
+}
+
 /// One file of each format.
 fn files() -> Vec<Vec<u8>> {
     let subject = common::subject(&fixture("live-tiles.xsave2"));

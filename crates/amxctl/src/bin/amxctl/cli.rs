@@ -95,7 +95,7 @@ behind the other, are what `amxctl baseline` reads. It asks for the permission
 of guests, for its own process only.
 
 Examples:
-  amxctl describe > node-17.json
+  amxctl describe > this-host.json
   for host in $(cat hosts); do ssh $host amxctl describe; done > fleet.jsonl
   amxctl describe --cpuid icelake.cpuid --name icelake --pretty";
 

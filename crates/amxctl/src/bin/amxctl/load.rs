@@ -114,7 +114,7 @@ pub(crate) fn text(path: &Path, max_bytes: u64) -> anyhow::Result<String> {
 pub(crate) fn bytes_bar(all: u64) -> ProgressBar {
     let bar = ProgressBar::new(all);
     let style = ProgressStyle::with_template(
-        "{bar:30.cyan} {percent:>3} %  {bytes} of {total_bytes}, {bytes_per_sec}, {eta} left",
+        "{bar:24.cyan} {percent:>3} %  {bytes} of {total_bytes}, {eta} left",
     );
     if let Ok(style) = style {
         bar.set_style(style.progress_chars("━╸─"));
