@@ -26,9 +26,7 @@ fn text_that_is_nested_without_end_is_refused() {
 #[test]
 fn text_that_has_more_than_an_area_is_refused() {
     let words = "0,\n".repeat(20_000);
-    let text = format!(
-        "vcpu 0:\nA {{\nxsave: B {{\nentries: [\n{words}],\n}},\n}}\n"
-    );
+    let text = format!("vcpu 0:\nA {{\nxsave: B {{\nentries: [\n{words}],\n}},\n}}\n");
     let error = open_bytes(text.as_bytes()).unwrap_err().to_string();
     assert!(error.contains("at most 65536 bytes"), "{error}");
 }

@@ -289,7 +289,12 @@ fn duplicates(table: &impl CpuidTable, found: &mut Vec<Contradiction>) {
             .entries()
             .take(index)
             .find(|e| e.leaf == entry.leaf && e.subleaf == entry.subleaf);
-        if let Some(first) = earlier.filter(|e| e.value != entry.value) {
+        // Once for each place: Linux 6.1 fills the table of KVM_GET_CPUID2 up with zeros for leaf 0.
+        let said = found.iter().any(|c| {
+            matches!(c, Contradiction::Duplicate { leaf, subleaf, .. }
+                if (*leaf, *subleaf) == (entry.leaf, entry.subleaf.unwrap_or(0)))
+        });
+        if let Some(first) = earlier.filter(|e| e.value != entry.value && !said) {
             found.push(Contradiction::Duplicate {
                 leaf: entry.leaf,
                 subleaf: entry.subleaf.unwrap_or(0),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
+use std::sync::LazyLock;
 
 use cpuid_amx::host::{Capabilities, Kernel, KvmFacts, NoKvm, Permission};
 use cpuid_amx::{CpuidTable, Entry, Host, PermissionError, Table};
@@ -36,6 +37,20 @@ fn json(host: &Host) -> String {
     serde_json::to_string(host).unwrap()
 }
 
+/// docs/host.schema.json, which is for those who read descriptions without this crate.
+fn schema() -> &'static jsonschema::Validator {
+    static SCHEMA: LazyLock<jsonschema::Validator> = LazyLock::new(|| {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/host.schema.json");
+        let text = std::fs::read_to_string(path).unwrap();
+        jsonschema::validator_for(&serde_json::from_str(&text).unwrap()).unwrap()
+    });
+    &SCHEMA
+}
+
+fn is_valid(text: &str) -> bool {
+    serde_json::from_str(text).is_ok_and(|document| schema().is_valid(&document))
+}
+
 fn error(text: &str) -> String {
     serde_json::from_str::<Host>(text).unwrap_err().to_string()
 }
@@ -44,8 +59,12 @@ fn error(text: &str) -> String {
 fn refused(host: &Host, what: &str, instead: &str, because: &str) {
     let text = json(host);
     assert!(text.contains(what), "{text}");
-    let message = error(&text.replacen(what, instead, 1));
+    let changed = text.replacen(what, instead, 1);
+    let message = error(&changed);
     assert!(message.contains(because), "{message}");
+    // The schema refuses what this crate refuses, as far as a schema can say it.
+    let beyond_a_schema = because.contains("two entries");
+    assert_eq!(is_valid(&changed), beyond_a_schema, "{changed}");
 }
 
 #[test]
@@ -92,6 +111,7 @@ fn what_is_written_is_read() {
                     ..whole()
                 };
                 assert_eq!(serde_json::from_str::<Host>(&json(&host)).unwrap(), host);
+                assert!(is_valid(&json(&host)), "{}", json(&host));
                 let pretty = serde_json::to_string_pretty(&host).unwrap();
                 assert_eq!(
                     serde_json::from_slice::<Host>(pretty.as_bytes()).unwrap(),

@@ -14,6 +14,7 @@
 mod cpuid;
 mod host;
 mod permission;
+mod policy;
 mod process;
 mod seccomp;
 mod vm;
