@@ -206,10 +206,11 @@ fn recognise(start: &[u8], file_bytes: u64) -> Result<Format, OpenError> {
 
 /// Files that people try, what they are and what to do with them.
 fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
-    let firecracker = 0x0710_1984_8664_0000u64.to_le_bytes();
+    // Its magic number, 0x0710198486640000, behind a byte of bitcode.
+    let firecracker = b"\0\0\0\x64\x86\x84\x19\x10\x07";
     let known: [(&[u8], &str, &str); 6] = [
         (
-            &firecracker,
+            firecracker,
             "a Firecracker vmstate, which does not describe itself",
             "run Firecracker's `snapshot-editor info-vmstate vcpu-states` and open what it prints",
         ),
