@@ -280,6 +280,36 @@ fn convert_in_color() {
     colors("convert", &args);
 }
 
+/// Names in files could say anything to a terminal.
+#[test]
+fn no_file_speaks_to_the_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    let host = fs::read_to_string(fixtures().join("node-17.json")).unwrap();
+    let named = |name: &str| host.replace("\"node-17\"", &format!("\"{name}\""));
+    fs::write(folder.path().join("host.json"), named("\\u001b]0;x\\u0007")).unwrap();
+    // A field that there is not, and is named in the error.
+    let field = host.replacen("\"name\"", "\"\\u001b[2J\"", 1);
+    fs::write(folder.path().join("field.json"), field).unwrap();
+    for args in [
+        ["check", "--host", "host.json"].as_slice(),
+        &["check", "--host", "field.json"],
+        &["baseline", "host.json"],
+        &["baseline", "field.json"],
+        &["baseline", "host.json", "field.json", "--skip-broken"],
+        &["compat", "host.json", "host.json"],
+    ] {
+        let output = Command::new(cargo_bin("amxctl"))
+            .args(args)
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let all = [output.stdout, output.stderr].concat();
+        assert!(!all.is_empty());
+        let text = String::from_utf8(all).unwrap();
+        assert!(!text.contains(['\u{1b}', '\u{7}']), "{args:?}: {text:?}");
+    }
+}
+
 #[test]
 fn colours_are_for_terminals_and_for_who_asks() {
     let folder = tempfile::tempdir().unwrap();

@@ -9,6 +9,8 @@
 
 mod common;
 
+use std::sync::LazyLock;
+
 use amxctl::diff::diff;
 use amxctl::open::open_bytes;
 use amxctl::{Given, parts, rules};
@@ -49,6 +51,8 @@ fn a_core_dump_with_a_larger_area_than_there_can_be_is_refused() {
 }
 
 /// One file of each format.
+static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(files);
+
 fn files() -> Vec<Vec<u8>> {
     let subject = common::subject(&fixture("live-tiles.xsave2"));
     let state = subject.state().unwrap();
@@ -168,7 +172,7 @@ proptest! {
     fn a_mutated_file_of_any_format_is_read_or_refused(
         mutations in proptest::collection::vec(mutation(), 1..6)
     ) {
-        for mut bytes in files() {
+        for mut bytes in FILES.clone() {
             for mutation in &mutations {
                 apply(&mut bytes, mutation);
             }
@@ -181,7 +185,7 @@ proptest! {
         start in 0usize..7,
         rest in proptest::collection::vec(any::<u8>(), 0..2000)
     ) {
-        let mut bytes = files()[start].iter().copied().take(20).collect::<Vec<u8>>();
+        let mut bytes = FILES[start].iter().copied().take(20).collect::<Vec<u8>>();
         bytes.extend(rest);
         exercise(&bytes);
     }

@@ -9,12 +9,14 @@
 
 mod common;
 
+use std::sync::LazyLock;
+
 use amxctl::rules::{Rule, Verdict, check};
 use amxctl::vcpu::{Owner, Places, Vcpu};
 use amxctl::{Given, Subject};
 use common::{cloud_hypervisor, cloud_hypervisor_with_xstate_bv, fixture, subject};
 use proptest::prelude::*;
-use xsave_state::XFeatures;
+use xsave_state::{Layout, XFeatures};
 
 fn broken(subject: &Subject) -> Vec<Rule> {
     let findings = check(subject).into_iter();
@@ -97,6 +99,12 @@ fn change() -> impl Strategy<Value = Change> {
     ]
 }
 
+/// A guest's layout, and an area with tiles in it.
+static KNOWN: LazyLock<(Layout, Vec<u8>)> = LazyLock::new(|| {
+    let known = subject(&fixture("cloud-hypervisor/state.json"));
+    (known.layout.value, fixture("live-tiles.xsave2"))
+});
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
@@ -104,11 +112,11 @@ proptest! {
     fn no_broken_rule_means_that_the_state_can_be_made(
         changes in proptest::collection::vec(change(), 0..4)
     ) {
-        let known = subject(&fixture("cloud-hypervisor/state.json"));
+        let (layout, area) = &*KNOWN;
         let mut vcpu = Vcpu {
             owner: Owner::Vcpu(0),
-            area: fixture("live-tiles.xsave2"),
-            places: Places::Layout(known.layout.value.clone()),
+            area: area.clone(),
+            places: Places::Layout(layout.clone()),
             xcr0: Some(XFeatures::from_bits_retain(0x602e7)),
             xfd: Some(XFeatures::empty()),
             xfd_err: Some(XFeatures::empty()),

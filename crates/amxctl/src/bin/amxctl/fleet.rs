@@ -59,7 +59,7 @@ pub(crate) fn baseline(args: &BaselineArgs, json: bool) -> anyhow::Result<Outcom
             "{} {} left out, the first of them {}",
             Mark::Warning.paint("warning:"),
             screen::count(broken, "line"),
-            input.first_broken.unwrap_or_default()
+            screen::plain(&input.first_broken.unwrap_or_default())
         );
     }
     say(&lines.into_fleet(), args.tally, json)
@@ -363,7 +363,7 @@ impl Names {
 /// `3 hosts: node-1, node-2, node-3`.
 fn named(hosts: &Hosts) -> String {
     let shown = u64::try_from(hosts.names.len()).unwrap_or(u64::MAX);
-    let mut names = hosts.names.join(", ");
+    let mut names = screen::plain(&hosts.names.join(", "));
     if shown < hosts.hosts {
         names.push_str(", ...");
     }

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use cpuid_amx::Host;
-use cpuid_amx::host::probe;
+use cpuid_amx::host::{NoKvm, probe};
 
 use crate::cli::DescribeArgs;
-use crate::{Outcome, load};
+use crate::{Outcome, load, screen};
 
 /// A description has about 8 KB.
 const MAX_BYTES: u64 = 1 << 20;
@@ -45,10 +45,25 @@ pub(crate) fn parse(path: &Path, text: &str) -> anyhow::Result<Host> {
     if text.trim().is_empty() {
         bail!("{}: expected a host's description, found nothing", name());
     }
-    serde_json::from_str(text).with_context(|| {
+    let mut host: Host = serde_json::from_str(text).with_context(|| {
         format!(
             "{}: expected a host's description, as `amxctl describe` writes it",
             name()
         )
-    })
+    })?;
+    // It is shown on terminals.
+    for text in [
+        &mut host.name,
+        &mut host.processor.name,
+        &mut host.processor.vendor,
+    ] {
+        *text = screen::plain(text);
+    }
+    if let Some(kernel) = &mut host.kernel {
+        kernel.release = screen::plain(&kernel.release);
+    }
+    if let Err(NoKvm::Failed { call, .. }) = &mut host.kvm {
+        *call = screen::plain(call);
+    }
+    Ok(host)
 }

@@ -166,6 +166,17 @@ pub(crate) fn wrap(text: &str, indent: usize) -> String {
     lines
 }
 
+/// Text from a file, without what a terminal would take for a command.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars()
+        .flat_map(|character| {
+            let escaped = character.is_control().then(|| character.escape_default());
+            let own = escaped.is_none().then_some(character);
+            escaped.into_iter().flatten().chain(own)
+        })
+        .collect()
+}
+
 /// 11008 as 11,008.
 pub(crate) fn grouped(number: impl TryInto<u64>) -> String {
     indicatif::HumanCount(number.try_into().unwrap_or(u64::MAX)).to_string()
@@ -179,7 +190,7 @@ pub(crate) fn count(number: usize, what: &str) -> String {
 
 /// To standard error, with all that led to it.
 pub(crate) fn error(error: &anyhow::Error) {
-    let text = wrap(&chain(error), ERROR.len().saturating_add(1));
+    let text = wrap(&plain(&chain(error)), ERROR.len().saturating_add(1));
     eprintln!("{} {}", style(ERROR).for_stderr().red().bold(), text.trim());
 }
 

@@ -19,6 +19,8 @@ const CELL: usize = 28;
 /// The tiles: how large a byte is drawn.
 const BYTE_WIDTH: usize = 6;
 const BYTE_HEIGHT: usize = 9;
+/// Tiles beside each other.
+const TILE_COLUMNS: usize = 2;
 const LEGEND_ROW: usize = 22;
 
 const INK: &str = "#1f2933";
@@ -54,8 +56,8 @@ fn document(subject: &Subject, file: &str) -> Document {
     let map_bottom = plus(map_top, times(rows, CELL));
     let legend_bottom = plus(map_top, times(plus(regions.len(), 1), LEGEND_ROW));
     let tiles_top = plus(map_bottom.max(legend_bottom), 56);
-    let (tile_columns, tile_height) = (2, tile_height(&tiles));
-    let tile_rows = tiles.len().div_ceil(tile_columns);
+    let tile_height = tile_height(&tiles);
+    let tile_rows = tiles.len().div_ceil(TILE_COLUMNS);
     let height = if all_tiles.is_empty() {
         plus(map_bottom.max(legend_bottom), MARGIN)
     } else {
@@ -80,16 +82,13 @@ fn document(subject: &Subject, file: &str) -> Document {
     document = document.add(map(area, &regions, map_top));
     document = document.add(legend(&regions, map_top));
     if !all_tiles.is_empty() {
-        let names: Vec<_> = zero
-            .iter()
-            .map(|tile| format!("tmm{}", tile.number))
-            .collect();
         let heading = if zero.is_empty() {
-            "Tiles: a row of a tile is a row, a byte is a cell; blank is 0".to_owned()
+            "Tiles: a byte is a cell; blank is 0".to_owned()
         } else {
+            let numbers: Vec<String> = zero.iter().map(|tile| tile.number.to_string()).collect();
             format!(
-                "Tiles: a row of a tile is a row, a byte is a cell; all zero: {}",
-                names.join(", ")
+                "Tiles: a byte is a cell; all zero are {}",
+                numbers.join(", ")
             )
         };
         document = document
@@ -102,7 +101,7 @@ fn document(subject: &Subject, file: &str) -> Document {
             ))
             .add(scale(tiles_top.saturating_sub(30)));
         for (index, tile) in tiles.iter().enumerate() {
-            let (column, row) = (index % tile_columns, index / tile_columns);
+            let (column, row) = (index % TILE_COLUMNS, index / TILE_COLUMNS);
             let left = plus(
                 MARGIN,
                 times(column, plus(times(tile.row_bytes, BYTE_WIDTH), 24)),
@@ -312,7 +311,7 @@ fn picture(tile: &Tile<'_>, left: usize, top: usize) -> Group {
 fn tile_height(tiles: &[&Tile<'_>]) -> usize {
     let rows = tiles
         .iter()
-        .map(|tile| tile.bytes.len() / tile.row_bytes.max(1))
+        .map(|tile| tile.bytes.chunks(tile.row_bytes.max(1)).len())
         .max();
     plus(times(rows.unwrap_or(0), BYTE_HEIGHT), 44)
 }

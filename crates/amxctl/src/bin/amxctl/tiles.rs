@@ -101,7 +101,7 @@ pub(crate) fn text(subject: &Subject) -> String {
     let palette: Option<Palette> = parts::palette(subject);
     if tiles.is_empty() {
         let _ = writeln!(text, "  XTILEDATA: initial, all tiles are zero");
-    } else if let Some(palette) = palette {
+    } else if let Some(palette) = palette.filter(|_| !tiles.iter().all(Tile::is_zero)) {
         let colors = if console::colors_enabled() {
             "dark is 1, light is 255"
         } else {
