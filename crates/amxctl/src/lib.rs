@@ -13,12 +13,12 @@
 //!
 //! | module | its one job |
 //! |---|---|
-//! | [`open`] | files of several VMMs, and core dumps, as vCPUs with their bytes |
+//! | [`mod@open`] | files of several VMMs, and core dumps, as vCPUs with their bytes |
 //! | [`vcpu`] | one such vCPU, and what is known of it from where |
 //! | [`guess`] | where the components lie when nobody says so |
 //! | [`rules`] | which of the invariants of such a state hold |
 //! | [`parts`] | registers, tile rows and fields within a component |
-//! | [`diff`] | in which of them two states differ |
+//! | [`mod@diff`] | in which of them two states differ |
 
 mod bytes;
 pub mod diff;

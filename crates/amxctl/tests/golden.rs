@@ -48,6 +48,7 @@ fn sandbox(folder: &Path) {
                     .remove("extra");
             }),
         ),
+        ("three-vcpus", with_vcpus(&["0", "1", "7"])),
     ];
     let fleet: Vec<u8> = HOSTS
         .iter()
@@ -58,6 +59,19 @@ fn sandbox(folder: &Path) {
         fs::create_dir(folder.join(name)).unwrap();
         fs::write(folder.join(name).join("state.json"), bytes).unwrap();
     }
+}
+
+/// The Cloud Hypervisor fixture with its vCPU several times.
+fn with_vcpus(ids: &[&str]) -> Vec<u8> {
+    let mut file: serde_json::Value =
+        serde_json::from_slice(&common::fixture("cloud-hypervisor/state.json")).unwrap();
+    let vcpus = file
+        .pointer_mut("/snapshots/cpu-manager/snapshots")
+        .unwrap();
+    for id in ids {
+        vcpus[*id] = vcpus["0"].clone();
+    }
+    serde_json::to_vec(&file).unwrap()
 }
 
 fn copy(from: &Path, to: &Path) {

@@ -263,16 +263,21 @@ fn text(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> String {
         screen::grouped(bytes as u64),
         screen::count(converted.len(), "vCPU")
     );
-    for one in converted {
-        let mark = if one.changes.is_empty() {
-            Mark::Good
-        } else {
-            Mark::Warning
+    let (same, others): (Vec<_>, Vec<_>) = converted
+        .iter()
+        .partition(|one| one.changes.is_empty() && one.guesses.is_empty());
+    if let Some(first) = same.first() {
+        let who = match same.len() {
+            1 => first.owner.to_string(),
+            many => screen::count(many, "vCPU"),
         };
-        let said = if one.changes.is_empty() {
-            "the same state"
+        let _ = writeln!(text, "  {} {who}: the same state", screen::mark(Mark::Good));
+    }
+    for one in others {
+        let (mark, said) = if one.changes.is_empty() {
+            (Mark::Good, "the same state")
         } else {
-            "not as it was:"
+            (Mark::Warning, "not as it was:")
         };
         let _ = writeln!(text, "  {} {}: {said}", screen::mark(mark), one.owner);
         for change in &one.changes {

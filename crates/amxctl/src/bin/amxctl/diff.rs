@@ -84,6 +84,7 @@ fn text(first: &Loaded, second: &Loaded, pairs: &[Pair<'_>], all: bool) -> Strin
         console::style("+").green(),
         screen::title(&second.name)
     );
+    let same = pairs.iter().filter(|pair| pair.same()).count();
     for pair in pairs {
         match pair {
             Pair::OnlyFirst(subject) => {
@@ -92,6 +93,8 @@ fn text(first: &Loaded, second: &Loaded, pairs: &[Pair<'_>], all: bool) -> Strin
             Pair::OnlySecond(subject) => {
                 let _ = writeln!(text, "\n{}: only in the second", subject.owner);
             }
+            // Of a thousand of them one line is enough.
+            Pair::Both(..) if pair.same() && same > 1 => {}
             Pair::Both(subject, diff) => {
                 let title = screen::title(&subject.owner.to_string());
                 if diff.is_empty() {
@@ -116,6 +119,11 @@ fn text(first: &Loaded, second: &Loaded, pairs: &[Pair<'_>], all: bool) -> Strin
                 }
             }
         }
+    }
+    if same > 1 {
+        let who = screen::count(same, "vCPU");
+        let mark = screen::mark(Mark::Good);
+        let _ = writeln!(text, "\n{who} {mark} the same state");
     }
     text
 }
