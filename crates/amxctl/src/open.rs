@@ -217,12 +217,12 @@ fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
         (
             b"QEVM",
             "a QEMU migration stream",
-            "restore it in QEMU and take the core of a vCPU thread, or the bytes of KVM_GET_XSAVE2",
+            "QEMU's own scripts/analyze-migration.py prints it",
         ),
         (
             b"\x19\x43\x56\x54",
             "an image of CRIU, whose format has no place for tiles",
-            "open the core dump that `criu-coredump` makes of it",
+            "CRIU's own coredump tool makes a core dump of it, which can be opened",
         ),
         (b"\x1f\x8b", "compressed by gzip", "unpack it first"),
         (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it first"),
