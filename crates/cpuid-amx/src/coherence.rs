@@ -163,6 +163,12 @@ fn components(leaves: &Leaves, found: &mut Vec<Contradiction>) {
         (false, true) => found.push(Contradiction::TileConfigMissing { user }),
         _ => {}
     }
+    if has_tile
+        && leaves.enumerated_1e().contains(AmxFeatures::AVX512)
+        && !user.contains(XFeatures::AVX512)
+    {
+        found.push(Contradiction::WithoutAvx512 { user });
+    }
     if user.contains(XFeatures::XTILEDATA) {
         let [_, _, ecx, _] = leaves.tile_data;
         let component = ecx & 1 << 2 != 0;

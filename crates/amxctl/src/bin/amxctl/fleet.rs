@@ -143,27 +143,25 @@ impl Input {
         skip_broken: bool,
     ) -> anyhow::Result<()> {
         let mut line = Vec::new();
-        let mut number = 0u64;
+        let (mut number, mut next) = (0u64, 0u64);
         loop {
             line.clear();
-            let limit = MAX_LINE_BYTES.saturating_add(1);
-            let read = (&mut input)
-                .take(limit)
+            (&mut input)
+                .take(MAX_LINE_BYTES.saturating_add(1))
                 .read_until(b'\n', &mut line)
                 .with_context(|| name.to_owned())?;
+            let read = u64::try_from(line.len()).unwrap_or(u64::MAX);
             if read == 0 {
                 return Ok(());
             }
-            let at = self.bytes;
+            let at = next;
+            next = next.saturating_add(read);
             number = number.saturating_add(1);
-            self.bytes = self
-                .bytes
-                .saturating_add(u64::try_from(read).unwrap_or(u64::MAX));
-            self.tick();
-            let place = || format!("{name}, line {number}");
-            if u64::try_from(line.len()).unwrap_or(u64::MAX) > MAX_LINE_BYTES {
+            self.tick(read);
+            let place = || format!("{name}, line {number} (byte {at})");
+            if read > MAX_LINE_BYTES {
                 bail!(
-                    "{} (byte {at}): expected one description a line, found a line of more than \
+                    "{}: expected one description a line, found a line of more than \
                      {MAX_LINE_BYTES} bytes",
                     place()
                 );
@@ -185,13 +183,14 @@ impl Input {
                 continue;
             }
             return Err(anyhow::Error::new(error).context(format!(
-                "{} (byte {at}): expected a host's description, as `amxctl describe` writes it",
+                "{}: expected a host's description on one line, as `amxctl describe` writes it",
                 place()
             )));
         }
     }
 
-    fn tick(&mut self) {
+    fn tick(&mut self, read: u64) {
+        self.bytes = self.bytes.saturating_add(read);
         self.lines = self.lines.saturating_add(1);
         if self.lines.is_multiple_of(LINES_PER_TICK) {
             self.bar.set_position(self.bytes);
