@@ -16,6 +16,8 @@ need objcopy binutils
 need perl perl
 need xz xz-utils
 need dpkg-deb dpkg
+# What writes core dumps in a test of amxctl.
+need gdb gdb
 need cargo rustup
 # The independent decoder that the fixtures are checked against.
 need cpuid cpuid
