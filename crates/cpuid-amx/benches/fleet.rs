@@ -3,6 +3,7 @@
 //! `cargo bench -p cpuid-amx --all-features --bench fleet`. With `FLEET_HOSTS=1000000` it counts so
 //! many lines once instead, and says how long that took and how much memory it needs.
 #![allow(missing_docs, reason = "criterion's macros make public items")]
+#![allow(clippy::arithmetic_side_effects)]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -16,12 +16,12 @@
 //! | [`table`] | leaves and sub-leaves, whatever type holds them |
 //! | [`dump`] | the same as text |
 //! | [`amx`] | features, palettes and TMUL limits |
+//! | [`features`] | XSAVE and AMX features as a set that is closed over what they need |
 //! | [`coherence`] | every way in which leaves contradict each other |
+//! | [`policy`] | hide AMX, or expose what may be seen: all leaves at once |
+//! | [`host`] | a description of a host |
 //! | [`baseline`] | what a fleet shares, and which hosts took what away |
 //! | [`compat`] | whether a guest runs on a host, or every reason why not |
-//! | [`features`] | XSAVE and AMX features as a set |
-//! | [`host`] | a description of a host |
-//! | [`policy`] | hide AMX, or expose what may be seen: all leaves at once |
 //! | [`permission`] | proof that the host grants tile data to guests (the request: feature `kvm`) |
 //! | `kvm` | KVM_SET_CPUID2 with errors that say what to do (feature `kvm`) |
 

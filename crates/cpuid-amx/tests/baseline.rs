@@ -8,11 +8,11 @@
 mod common;
 
 use common::{diamond_rapids, entries, fixture};
-use cpuid_amx::baseline::{Lines, MAX_KINDS, ObstacleKind, TooManyKinds};
+use cpuid_amx::baseline::{MAX_KINDS, ObstacleKind, TooManyKinds};
 use cpuid_amx::host::{NoKvm, Permission};
 use cpuid_amx::{
-    AmxFeatures, Baseline, CpuidTable, Entry, Feature, FeatureSet, Fleet, Host, Level,
-    PermissionError, Policy, Table, coherence,
+    AmxFeatures, Baseline, CpuidTable, Feature, FeatureSet, Fleet, Host, Level, PermissionError,
+    Policy, Table, coherence,
 };
 use proptest::prelude::*;
 use xsave_state::{ComponentId, XFeatures};
@@ -311,6 +311,9 @@ proptest! {
 /// Names, and what else a line can have, do not matter for how it is counted.
 #[cfg(feature = "serde")]
 mod documents {
+    use cpuid_amx::Entry;
+    use cpuid_amx::baseline::Lines;
+
     use super::*;
 
     fn parse(line: &[u8]) -> Result<Host, String> {
