@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what building and testing needs and this Debian machine lacks, by package name:
-# Rust, a C compiler for the emulator of the AMX lab, and the tools that unpack it.
+# Rust, a C compiler for the emulator of the AMX lab, the tools that unpack it, and a decoder of CPUID.
 # Does nothing, and needs no root, where all is there.
 set -eu
 
@@ -16,7 +16,11 @@ need objcopy binutils
 need perl perl
 need xz xz-utils
 need dpkg-deb dpkg
+# What writes core dumps in a test of amxctl.
+need gdb gdb
 need cargo rustup
+# The independent decoder that the fixtures are checked against.
+need cpuid cpuid
 [ -e /usr/include/stdlib.h ] || packages="$packages libc6-dev"
 [ -e /usr/share/keyrings/debian-archive-keyring.gpg ] || packages="$packages debian-archive-keyring"
 

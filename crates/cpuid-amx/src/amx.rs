@@ -52,14 +52,20 @@ bitflags! {
         /// Those that leaf 7 and CPUID.(EAX=1EH,ECX=1) both report.
         const ALIASED =
             Self::INT8.bits() | Self::BF16.bits() | Self::COMPLEX.bits() | Self::FP16.bits();
+        /// Those that leaf 7 does not report.
+        const ONLY_IN_1EH = Self::FP8.bits()
+            | Self::TRANSPOSE.bits()
+            | Self::TF32.bits()
+            | Self::AVX512.bits()
+            | Self::MOVRS.bits();
+        /// Those of CPUID.(EAX=1EH,ECX=1):EAX.
+        const IN_LEAF_1EH = Self::ALIASED.bits() | Self::ONLY_IN_1EH.bits();
         /// Those that multiply tiles, for which CPUID.(EAX=1EH,ECX=0) gives the limits.
         const TMUL = Self::ALIASED.bits() | Self::FP8.bits() | Self::TF32.bits();
     }
 }
 
 impl AmxFeatures {
-    const IN_1EH: u32 = 0x1ff;
-
     /// The features that sub-leaves 0 and 1 of leaf 7 report, each as `[eax, ebx, ecx, edx]`.
     ///
     /// ```
@@ -88,7 +94,52 @@ impl AmxFeatures {
     /// The features that CPUID.(EAX=1EH,ECX=1), given as `[eax, ebx, ecx, edx]`, reports.
     #[must_use]
     pub fn from_leaf_1e([eax, ..]: [u32; 4]) -> Self {
-        Self::from_bits_truncate(eax & Self::IN_1EH)
+        Self::from_bits_truncate(eax) & Self::IN_LEAF_1EH
+    }
+
+    /// Each feature with its name in the manuals.
+    const NAMES: [(Self, &'static str); 10] = [
+        (Self::TILE, "AMX-TILE"),
+        (Self::INT8, "AMX-INT8"),
+        (Self::BF16, "AMX-BF16"),
+        (Self::FP16, "AMX-FP16"),
+        (Self::COMPLEX, "AMX-COMPLEX"),
+        (Self::FP8, "AMX-FP8"),
+        (Self::TRANSPOSE, "AMX-TRANSPOSE"),
+        (Self::TF32, "AMX-TF32"),
+        (Self::AVX512, "AMX-AVX512"),
+        (Self::MOVRS, "AMX-MOVRS"),
+    ];
+
+    /// The names of the manuals: `AMX-TILE`, `AMX-INT8`, ...
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMES
+            .into_iter()
+            .filter(move |(feature, _)| self.contains(*feature))
+            .map(|(_, name)| name)
+    }
+
+    /// The feature of that name: the manual's, `AMX-TILE`, or that of /proc/cpuinfo, `amx_tile`.
+    ///
+    /// ```
+    /// use cpuid_amx::AmxFeatures;
+    ///
+    /// assert_eq!(AmxFeatures::by_name("AMX-FP16"), Some(AmxFeatures::FP16));
+    /// assert_eq!(AmxFeatures::by_name("amx_fp16"), Some(AmxFeatures::FP16));
+    /// assert_eq!(AmxFeatures::by_name("avx512_fp16"), None);
+    /// ```
+    #[must_use]
+    pub fn by_name(name: &str) -> Option<Self> {
+        let same = |known: &str| {
+            known.len() == name.len()
+                && known.bytes().zip(name.bytes()).all(|(ours, theirs)| {
+                    ours.eq_ignore_ascii_case(&theirs) || ours == b'-' && theirs == b'_'
+                })
+        };
+        Self::NAMES
+            .into_iter()
+            .find(|(_, known)| same(known))
+            .map(|(feature, _)| feature)
     }
 
     /// All features that software finds: those of leaf 7 and of leaf 1EH, each sub-leaf only where
@@ -102,20 +153,8 @@ impl AmxFeatures {
 impl fmt::Display for AmxFeatures {
     /// The names of the manuals, joined by `, `; `none` where there is none.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        const NAMES: [(AmxFeatures, &str); 10] = [
-            (AmxFeatures::TILE, "AMX-TILE"),
-            (AmxFeatures::INT8, "AMX-INT8"),
-            (AmxFeatures::BF16, "AMX-BF16"),
-            (AmxFeatures::FP16, "AMX-FP16"),
-            (AmxFeatures::COMPLEX, "AMX-COMPLEX"),
-            (AmxFeatures::FP8, "AMX-FP8"),
-            (AmxFeatures::TRANSPOSE, "AMX-TRANSPOSE"),
-            (AmxFeatures::TF32, "AMX-TF32"),
-            (AmxFeatures::AVX512, "AMX-AVX512"),
-            (AmxFeatures::MOVRS, "AMX-MOVRS"),
-        ];
         let mut separator = "";
-        for (_, name) in NAMES.iter().filter(|(feature, _)| self.contains(*feature)) {
+        for name in self.names() {
             write!(f, "{separator}{name}")?;
             separator = ", ";
         }
@@ -127,7 +166,7 @@ impl fmt::Display for AmxFeatures {
 }
 
 /// The largest tiles that the multiply unit takes, CPUID.(EAX=1EH,ECX=0):EBX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TmulLimits {
     /// Most rows or columns, EBX\[7:0\] (`tmul_maxk`).
     pub maxk: u8,
@@ -383,7 +422,7 @@ impl Leaves {
         AmxFeatures::from_leaf_7(self.leaf_7_0, self.leaf_7_1)
     }
 
-    fn enumerated_7(&self) -> AmxFeatures {
+    pub(crate) fn enumerated_7(&self) -> AmxFeatures {
         let [max_subleaf, ..] = self.leaf_7_0;
         if self.max_leaf < LEAF_7 {
             AmxFeatures::empty()

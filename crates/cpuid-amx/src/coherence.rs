@@ -16,7 +16,7 @@ mod contradiction;
 mod sizes;
 
 pub use contradiction::Contradiction;
-use sizes::{is_compacted_size, standard_sizes};
+pub(crate) use sizes::{is_compacted_size, standard_sizes};
 
 const XSAVEC: u32 = 1 << 1;
 const XSAVES: u32 = 1 << 3;
@@ -163,6 +163,12 @@ fn components(leaves: &Leaves, found: &mut Vec<Contradiction>) {
         (false, true) => found.push(Contradiction::TileConfigMissing { user }),
         _ => {}
     }
+    if has_tile
+        && leaves.enumerated_1e().contains(AmxFeatures::AVX512)
+        && !user.contains(XFeatures::AVX512)
+    {
+        found.push(Contradiction::WithoutAvx512 { user });
+    }
     if user.contains(XFeatures::XTILEDATA) {
         let [_, _, ecx, _] = leaves.tile_data;
         let component = ecx & 1 << 2 != 0;
@@ -289,7 +295,12 @@ fn duplicates(table: &impl CpuidTable, found: &mut Vec<Contradiction>) {
             .entries()
             .take(index)
             .find(|e| e.leaf == entry.leaf && e.subleaf == entry.subleaf);
-        if let Some(first) = earlier.filter(|e| e.value != entry.value) {
+        // Once for each place: Linux 6.1 fills the table of KVM_GET_CPUID2 up with zeros for leaf 0.
+        let said = found.iter().any(|c| {
+            matches!(c, Contradiction::Duplicate { leaf, subleaf, .. }
+                if (*leaf, *subleaf) == (entry.leaf, entry.subleaf.unwrap_or(0)))
+        });
+        if let Some(first) = earlier.filter(|e| e.value != entry.value && !said) {
             found.push(Contradiction::Duplicate {
                 leaf: entry.leaf,
                 subleaf: entry.subleaf.unwrap_or(0),

@@ -232,11 +232,11 @@ impl<E: CpuidEntry> CpuidTable for Vec<E> {
 ///     .collect();
 /// assert_eq!(table.leaf(0, 0), [0x20, 0, 0, 0]);
 /// ```
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Table(BTreeMap<Place, [u32; 4]>);
 
 /// Sorts by leaf and sub-leaf; what answers for every sub-leaf comes last.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 struct Place {
     leaf: u32,
     every: bool,

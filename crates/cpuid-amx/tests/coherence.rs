@@ -483,6 +483,20 @@ fn one_component_of_two() {
 }
 
 #[test]
+fn without_avx512() {
+    let with_rows = spr().with(0x1e, 0, EAX, 1).with(0x1e, 1, EAX, 0b1000_0011);
+    assert_eq!(coherence::check(&with_rows), []);
+    // AVX-512 hidden in 0DH, with the right sums.
+    let without = with_rows.with(0xd, 0, EAX, 0x60207).with(0xd, 1, EBX, 576);
+    assert_eq!(
+        coherence::check(&without),
+        [Contradiction::WithoutAvx512 {
+            user: user(0x60207)
+        }]
+    );
+}
+
+#[test]
 fn xfd() {
     for (xfd, component) in [(false, true), (true, false), (false, false)] {
         let mut table = spr();
@@ -648,6 +662,22 @@ fn duplicate() {
             second: [9; 4]
         }]
     );
+}
+
+/// Linux 6.1 fills the table of KVM_GET_CPUID2 up with zeros for leaf 0.
+#[test]
+fn a_place_is_named_once() {
+    let mut entries: Vec<Entry> = spr().entries().collect();
+    let zeros = Entry {
+        leaf: 0,
+        subleaf: None,
+        value: [0; 4],
+    };
+    entries.extend([zeros; 200]);
+    assert!(matches!(
+        coherence::check(&entries)[..],
+        [Contradiction::Duplicate { leaf: 0, .. }]
+    ));
 }
 
 #[test]

@@ -203,7 +203,7 @@ impl Gate {
                 self.state.registers.xcr0 = xcr0;
                 self.stand()
             }
-            Event::Observe { xcr0, xfd } => self.look(Pair { xcr0, xfd }, XFeatures::empty()),
+            Event::Observe { xcr0, xfd } => self.look(Pair { xcr0, xfd }, self.found()),
             Event::Restore { xcr0, xfd, in_use } => self.look(Pair { xcr0, xfd }, in_use),
             Event::Grant(features) => self.grant(features),
             Event::Deny => match self.state.question {
@@ -228,7 +228,7 @@ impl Gate {
                 self.state.question = None;
                 self.go()
             }
-            Event::Init => self.look(self.state.registers, XFeatures::empty()),
+            Event::Init => self.look(self.state.registers, self.found()),
         }
     }
 
@@ -253,6 +253,18 @@ impl Gate {
             return self.go();
         }
         self.ask(features, None)
+    }
+
+    /// What the guest was found to have already, and has no grant for: it may be in use, which the
+    /// registers do not show.
+    fn found(&self) -> XFeatures {
+        match self.state.question {
+            Some(Question {
+                features,
+                write: None,
+            }) => features,
+            _ => XFeatures::empty(),
+        }
     }
 
     fn grant(&mut self, features: XFeatures) -> Action {

@@ -14,6 +14,7 @@ extern crate alloc;
 #[cfg(feature = "kvm")]
 extern crate std;
 
+pub mod fpswitch;
 pub mod gate;
 pub mod growth;
 #[cfg(feature = "kvm")]

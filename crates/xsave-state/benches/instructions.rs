@@ -18,7 +18,7 @@ mod states;
 use std::hint::black_box;
 use std::process::Command;
 
-use xsave_state::wire::{self, Codec};
+use xsave_state::wire::{self, Buffer, Codec};
 use xsave_state::{ExtendedState, Image};
 
 const STATES: [&str; 3] = ["idle", "two of eight tiles", "full tiles"];
@@ -78,7 +78,7 @@ fn run(operation: &str, state: &str, calls: u32) {
     let registers = state.registers();
     let codec = Codec::new(&layout);
     let encoded = wire::encode(&state);
-    let (mut copy, mut out) = (area.to_vec(), Vec::new());
+    let (mut copy, mut out, mut buffer) = (area.to_vec(), Vec::new(), Buffer::new());
     for _ in 0..calls {
         match operation {
             "memcpy of the area" => black_box(&mut copy).copy_from_slice(black_box(area)),
@@ -94,7 +94,7 @@ fn run(operation: &str, state: &str, calls: u32) {
             }
             _ => drop(
                 codec
-                    .decode(black_box(&encoded), black_box(&mut out))
+                    .decode(black_box(&encoded), black_box(&mut buffer))
                     .unwrap(),
             ),
         }

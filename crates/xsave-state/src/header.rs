@@ -37,6 +37,7 @@ impl Header {
     ///
     /// A reserved byte is not zero: XRSTOR raises #GP, KVM_SET_XSAVE gives EINVAL
     /// (arch/x86/kernel/fpu/xstate.c, `validate_user_xstate_header`).
+    #[inline]
     pub fn parse(area: &[u8]) -> Result<Self, HeaderError> {
         if let Some(offset) = bytes::first_nonzero(area, RESERVED) {
             return Err(HeaderError::Reserved {

@@ -385,6 +385,7 @@ fn require_length(area: &[u8], required_bytes: usize) -> Result<(), ImageError> 
 }
 
 /// All rules of the standard format. Gives XSTATE_BV.
+#[inline]
 fn check(area: &[u8], layout: &Layout) -> Result<XFeatures, ImageError> {
     require_length(area, layout.standard_size())?;
     let Header {

@@ -255,6 +255,37 @@ impl Layout {
         self
     }
 
+    /// The same layout with the tile palettes of `host`, where the guest's CPUID hides leaf 1DH: that
+    /// does not keep the guest from configuring tiles, and without palettes no configuration is
+    /// valid. A layout without XTILECFG has none and stays as it is.
+    ///
+    /// Better is a guest that has the leaf, because its programs look there for what they may
+    /// configure.
+    ///
+    /// ```
+    /// # use xsave_state::{Image, Layout, LayoutError};
+    /// # fn demo(area: &[u8], guest: Layout, host: &Layout) -> Result<(), Box<dyn std::error::Error>> {
+    /// let layout = guest.with_palettes_of(host)?;
+    /// let image = Image::parse(area, &layout)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// The tiles of a palette do not fit into this layout's XTILEDATA.
+    pub fn with_palettes_of(mut self, host: &Self) -> Result<Self, LayoutError> {
+        if self.component(ComponentId::XTILECFG).is_none() {
+            return Ok(self);
+        }
+        let data = self.component(ComponentId::XTILEDATA);
+        for palette in host.palettes() {
+            require_room(palette, data)?;
+        }
+        Arc::make_mut(&mut self.0).palettes = host.palettes().to_vec();
+        Ok(self)
+    }
+
     /// The components that XCR0 can enable, CPUID.(EAX=0DH,ECX=0):EDX:EAX.
     #[must_use]
     pub fn user(&self) -> XFeatures {
@@ -551,22 +582,28 @@ fn palettes(
     if max_palette > MAX_PALETTES {
         return Err(LayoutError::TooManyPalettes { max_palette });
     }
-    let component_bytes = find(ComponentId::XTILEDATA).map_or(0, |c| c.size);
+    let data = find(ComponentId::XTILEDATA);
     (1..=max_palette)
         .map(|number| {
             let id = bytes::low_byte(number);
             let palette = Palette::from_leaf(id, cpuid(CPUID_TILES, number))?;
-            let palette_bytes = usize::from(palette.total_bytes());
-            if component_bytes != 0 && palette_bytes > component_bytes {
-                return Err(LayoutError::TileData {
-                    palette: id,
-                    palette_bytes,
-                    component_bytes,
-                });
-            }
+            require_room(&palette, data)?;
             Ok(palette)
         })
         .collect()
+}
+
+/// The tiles of `palette` fit into XTILEDATA, where the layout has it.
+fn require_room(palette: &Palette, data: Option<&Component>) -> Result<(), LayoutError> {
+    let palette_bytes = usize::from(palette.total_bytes());
+    match data {
+        Some(data) if palette_bytes > data.size => Err(LayoutError::TileData {
+            palette: palette.id(),
+            palette_bytes,
+            component_bytes: data.size,
+        }),
+        _ => Ok(()),
+    }
 }
 
 /// CPUID describes an XSAVE area that cannot exist.

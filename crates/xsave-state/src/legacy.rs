@@ -28,6 +28,7 @@ impl<'a> Legacy<'a> {
     ///
     /// See [`LegacyError`]. MXCSR is checked even where no component needs it, because XRSTOR of the
     /// standard format loads it regardless of XSTATE_BV (SDM Vol. 1 §13.8.1).
+    #[inline]
     pub fn parse(area: &'a [u8], mxcsr_mask: u32) -> Result<Self, LegacyError> {
         if let Some(offset) = bytes::first_nonzero(area, RESERVED) {
             return Err(LegacyError::Reserved {

@@ -241,9 +241,12 @@ impl TileConfig {
             return Ok(None);
         }
         let Some(palette) = palettes.iter().find(|p| p.id == palette).copied() else {
-            return Err(TileConfigError::Palette {
-                palette,
-                max_palette: palettes.iter().map(|p| p.id).max().unwrap_or(0),
+            return Err(match palettes.iter().map(|p| p.id).max() {
+                Some(max_palette) => TileConfigError::Palette {
+                    palette,
+                    max_palette,
+                },
+                None => TileConfigError::NoPalettes { palette },
             });
         };
         if let Some(offset) = bytes::first_nonzero(bytes, RESERVED) {
@@ -297,6 +300,7 @@ impl TileConfig {
     }
 
     /// What [`parse`](Self::parse) says, without the shapes.
+    #[inline]
     pub(crate) fn check(
         bytes: &[u8; TILECFG_BYTES],
         palettes: &[Palette],
@@ -346,8 +350,18 @@ pub enum TileConfigError {
     Palette {
         /// TILECFG.palette_id, byte 0.
         palette: u8,
-        /// CPUID.(EAX=1DH,ECX=0):EAX; 0 where there are no tiles.
+        /// CPUID.(EAX=1DH,ECX=0):EAX.
         max_palette: u8,
+    },
+    /// CPUID.1DH describes no palette at all. A VMM that leaves the leaf out does not keep its guest
+    /// from LDTILECFG, where the processor has tiles.
+    #[error(
+        "TILECFG selects palette {palette}, and CPUID.1DH has none: give the guest leaf 1DH of the \
+         processor, or the layout its palettes (Layout::with_palettes_of)"
+    )]
+    NoPalettes {
+        /// TILECFG.palette_id, byte 0.
+        palette: u8,
     },
     /// A reserved byte is not zero.
     #[error("byte {offset} of TILECFG is reserved and must be 0, but is {value:#04x}")]
@@ -633,10 +647,7 @@ mod tests {
     fn without_palettes_only_the_initial_state_is_valid() {
         assert_eq!(
             TileConfig::parse(&full(), &[]),
-            Err(TileConfigError::Palette {
-                palette: 1,
-                max_palette: 0
-            })
+            Err(TileConfigError::NoPalettes { palette: 1 })
         );
     }
 

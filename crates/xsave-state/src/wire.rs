@@ -9,7 +9,7 @@
 //! | to | use |
 //! |---|---|
 //! | save and load one state | [`encode`], [`decode`] |
-//! | the same for many, without allocating | [`Codec`], for one [`Layout`](crate::Layout) |
+//! | the same for many, without allocating | [`Codec`], for one [`Layout`](crate::Layout), and [`Buffer`] |
 //! | look into bytes of which nothing is known | [`Blob`] |
 //! | the vCPUs of a VM in one stream or file | [`Writer`], [`Container`] |
 //!
@@ -70,14 +70,70 @@
 //!
 //! let layout = Layout::from_cpuid(cpuid)?; // of the guest, whose CPUID is set first
 //! let codec = wire::Codec::new(&layout);
-//! let mut area = Vec::new(); // used for one vCPU after the other
+//! let mut buffer = wire::Buffer::new(); // used for one vCPU after the other
 //! let container = wire::Container::open(&file)?;
 //! for member in container.members() {
-//!     let state = member.decode(&codec, &mut area)?;
+//!     let state = member.decode(&codec, &mut buffer)?;
 //!     restore(&state); // kvm::restore, in a VMM
 //! }
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//!
+//! # Move to another host
+//!
+//! ```
+//! use xsave_state::relayout::{Allowed, relayout};
+//! use xsave_state::wire::{self, DecodeError};
+//! use xsave_state::{ExtendedState, Layout};
+//! # use xsave_state::{Image, Registers};
+//! # fn cpuid_with_pkru_at(offset: u32) -> impl Fn(u32, u32) -> [u32; 4] {
+//! #     move |leaf, subleaf| match (leaf, subleaf) {
+//! #         (0, _) => [0xd, 0, 0, 0],
+//! #         (0xd, 0) => [0x207, offset + 8, offset + 8, 0],
+//! #         (0xd, 2) => [256, 576, 0, 0],
+//! #         (0xd, 9) => [8, offset, 0, 0],
+//! #         _ => [0; 4],
+//! #     }
+//! # }
+//!
+//! /// What arrives at a host; `codec` is of its guest's layout.
+//! fn arrived<'a>(
+//!     bytes: &[u8],
+//!     codec: &wire::Codec,
+//!     buffer: &'a mut wire::Buffer,
+//! ) -> Result<ExtendedState<'a>, Box<dyn std::error::Error>> {
+//!     match codec.decode(bytes, buffer) {
+//!         // From a host whose components lie elsewhere, as between Intel and AMD: a step of its
+//!         // own, which lists all that the guest would lose.
+//!         Err(DecodeError::OtherLayout { difference }) => {
+//!             eprintln!("{difference}");
+//!             let state = wire::decode(bytes)?;
+//!             Ok(relayout(&state, codec.layout(), Allowed::NOTHING)?.state)
+//!         }
+//!         decoded => Ok(decoded?),
+//!     }
+//! }
+//! # let intel = Layout::from_cpuid(cpuid_with_pkru_at(2688))?;
+//! # let amd = Layout::from_cpuid(cpuid_with_pkru_at(2432))?;
+//! # let mut area = vec![0; intel.standard_size()];
+//! # area[512..520].copy_from_slice(&0x200u64.to_le_bytes());
+//! # area[2688] = 0x54;
+//! # let registers = Registers { xcr0: intel.user(), ..Registers::RESET };
+//! # let state = ExtendedState::new(Image::parse(&area, &intel)?, registers)?;
+//!
+//! let bytes = wire::encode(&state); // there
+//! let codec = wire::Codec::new(&amd); // here
+//! let mut buffer = wire::Buffer::new();
+//! let moved = arrived(&bytes, &codec, &mut buffer)?;
+//! assert_eq!(moved.layout(), &amd);
+//! # assert_eq!(moved.image().as_bytes()[2432], 0x54);
+//! # let (codec, mut buffer) = (wire::Codec::new(&intel), wire::Buffer::new());
+//! # assert_eq!(arrived(&bytes, &codec, &mut buffer)?, state);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! The layout is the guest's. What the kernel of the new host lacks, [`sanitize`](crate::sanitize)
+//! finds.
 //!
 //! # Look into a blob
 //!
@@ -106,6 +162,7 @@
 //! ```
 
 mod blob;
+mod buffer;
 mod codec;
 mod container;
 mod difference;
@@ -120,6 +177,7 @@ mod template;
 mod writer;
 
 pub use blob::Blob;
+pub use buffer::Buffer;
 pub use codec::Codec;
 pub use container::{Container, Member, MemberError};
 pub use difference::Difference;

@@ -9,12 +9,15 @@
 
 mod common;
 
-use common::{ARMED, LAYOUTS, LIVE_TILES, area, layout};
+use common::{ARMED, Dump, LAYOUTS, LIVE_TILES, area, layout};
 use proptest::prelude::*;
 use xsave_state::header::HeaderError;
 use xsave_state::legacy::LegacyError;
 use xsave_state::tile::TileConfigError;
-use xsave_state::{CompactedError, ComponentId, Image, ImageError, Layout, XFeatures};
+use xsave_state::{
+    CompactedError, ComponentId, ExtendedState, Image, ImageError, Layout, LayoutError, Registers,
+    XFeatures, wire,
+};
 
 fn amx() -> Layout {
     layout("sapphire-rapids-emulated-guest")
@@ -539,4 +542,51 @@ proptest! {
         let _ = Image::parse(&bytes, &layout);
         let _ = Image::from_compacted(&bytes, &layout);
     }
+}
+
+/// A VMM that leaves leaf 1DH out does not keep its guest from using tiles: what there is to do is
+/// said, and done.
+#[test]
+fn tiles_of_a_guest_whose_cpuid_hides_the_palettes() {
+    let hidden = layout("emerald-rapids-vm-without-tile-leaves");
+    let host = layout("sapphire-rapids");
+    let mut tiles = area(&hidden, 0x60000);
+    let at = hidden.component(ComponentId::XTILECFG).unwrap();
+    let configured = area(&host, 0x60000);
+    tiles[at.offset().unwrap()..][..64].copy_from_slice(&configured[2752..2816]);
+    let error = Image::parse(&tiles, &hidden).unwrap_err();
+    assert_eq!(
+        error,
+        ImageError::TileConfig(TileConfigError::NoPalettes { palette: 1 })
+    );
+    assert_eq!(
+        error.to_string(),
+        "TILECFG selects palette 1, and CPUID.1DH has none: give the guest leaf 1DH of the \
+         processor, or the layout its palettes (Layout::with_palettes_of)"
+    );
+
+    let layout = hidden.with_palettes_of(&host).unwrap();
+    let image = Image::parse(&tiles, &layout).unwrap();
+    assert_eq!(image.tile_config().unwrap().shapes().len(), 8);
+    let registers = Registers {
+        xcr0: layout.user(),
+        ..Registers::RESET
+    };
+    let state = ExtendedState::new(image, registers).unwrap();
+    let decoded = wire::decode(&wire::encode(&state)).unwrap();
+    assert_eq!(decoded, state);
+
+    // Without tiles there is nothing to be given; with fewer bytes of them it does not fit.
+    let older = common::layout("ice-lake-server");
+    assert_eq!(older.clone().with_palettes_of(&host), Ok(older));
+    let mut smaller = Dump::read("emerald-rapids-vm-without-tile-leaves");
+    smaller.leaf_mut(0xd, 18)[0] = 4096;
+    assert_eq!(
+        smaller.layout().unwrap().with_palettes_of(&host),
+        Err(LayoutError::TileData {
+            palette: 1,
+            palette_bytes: 8192,
+            component_bytes: 4096
+        })
+    );
 }

@@ -18,16 +18,31 @@ use oracle::sealed;
 use proptest::prelude::*;
 use states::{AMX, registers};
 use xsave_state::wire::{
-    self, Blob, Codec, Container, ContainerError, DecodeError, Difference, EncodeError, Index,
-    MAX_STATE_BYTES, MemberError, Trailer, WriteError, Writer,
+    self, Blob, Buffer, Codec, Container, ContainerError, DecodeError, Difference, EncodeError,
+    Index, MAX_STATE_BYTES, MemberError, Trailer, WriteError, Writer,
 };
 use xsave_state::{
     ComponentId, ExtendedState, Image, ImageError, Layout, LayoutError, StateError, XFeatures,
 };
 
+/// A buffer that had bytes in every place.
+fn used_up(codec: &Codec) -> Buffer {
+    let layout = codec.layout();
+    let mut buffer = Buffer::new();
+    let everything = states::state(
+        &area(layout, layout.user().bits()),
+        layout,
+        registers(1, 0, 0),
+    );
+    let mut bytes = Vec::new();
+    codec.encode(&everything, &mut bytes).unwrap();
+    assert!(codec.decode(&bytes, &mut buffer).is_ok());
+    buffer
+}
+
 /// Both readers must say the same; gives what they say.
 fn verdict(bytes: &[u8], codec: &Codec) -> Result<(), DecodeError> {
-    let mut used = vec![0xa5; codec.layout().standard_size()];
+    let mut used = used_up(codec);
     let decoded = codec.decode(bytes, &mut used).map(drop);
     assert_eq!(codec.decode_owned(bytes).map(drop), decoded);
     decoded
@@ -65,10 +80,10 @@ fn every_bit_flip_in_a_state_is_detected() {
     for (name, state) in states::all() {
         let codec = Codec::new(state.layout());
         let mut bytes = wire::encode(&state);
-        let mut area = Vec::new();
+        let mut buffer = Buffer::new();
         for bit in 0..bytes.len() * 8 {
             bytes[bit / 8] ^= 1 << (bit % 8);
-            let error = codec.decode(&bytes, &mut area).unwrap_err();
+            let error = codec.decode(&bytes, &mut buffer).unwrap_err();
             let named = match bit / 8 {
                 0..8 => matches!(error, DecodeError::Magic { .. }),
                 8..10 => matches!(error, DecodeError::Version { .. }),
@@ -108,7 +123,7 @@ fn every_bit_flip_in_a_container_is_detected() {
             )
         })
         .collect();
-    let mut area = Vec::new();
+    let mut buffer = Buffer::new();
     for bit in 0..bytes.len() * 8 {
         bytes[bit / 8] ^= 1 << (bit % 8);
         let damaged = ranges.iter().find(|(_, range)| range.contains(&(bit / 8)));
@@ -116,7 +131,7 @@ fn every_bit_flip_in_a_container_is_detected() {
             (Err(_), None) => {}
             (Ok(container), Some((vcpu, _))) => {
                 for (member, (_, state)) in container.members().zip(&members) {
-                    match member.decode(&codec, &mut area) {
+                    match member.decode(&codec, &mut buffer) {
                         Ok(decoded) => {
                             assert_ne!(member.vcpu(), *vcpu, "bit {bit}");
                             assert_eq!(&decoded, state);
@@ -557,13 +572,26 @@ fn buffers_are_written_all_over() {
         let bytes = wire::encode(&state);
         assert!(bytes.len() <= codec.max_bytes(), "{name}");
         let fresh = codec.decode_owned(&bytes).unwrap();
-        for len in [0, 1, state.layout().standard_size(), 100_000] {
-            let mut area = vec![0xff; len];
-            let decoded = codec.decode(&bytes, &mut area).unwrap();
-            assert!(
-                decoded.image().as_bytes() == fresh.image().as_bytes(),
-                "{name}"
-            );
+        let mut after_failure = Buffer::new();
+        let mut cut = wire::encode(&states::full_tiles(&layout(AMX)));
+        cut.truncate(cut.len() - 1);
+        let full = Codec::new(&layout(AMX));
+        assert!(full.decode(&sealed(cut), &mut after_failure).is_err());
+        for mut buffer in [
+            Buffer::new(),
+            used_up(&codec),
+            used_up(&full),
+            // Has bytes where Intel's processors have none.
+            used_up(&Codec::new(&layout("amd-zen4-genoa"))),
+            after_failure,
+        ] {
+            for _ in 0..2 {
+                let decoded = codec.decode(&bytes, &mut buffer).unwrap();
+                assert!(
+                    decoded.image().as_bytes() == fresh.image().as_bytes(),
+                    "{name}"
+                );
+            }
         }
         // Bytes of components that are initial, between components, and left to software.
         let mut dirty = state.image().as_bytes().to_vec();
@@ -648,11 +676,11 @@ fn one_vcpu_is_read_without_the_others() {
     ruined[16..entry.range.start as usize].fill(0xff);
     ruined[entry.range.end as usize..trailer.index().start as usize].fill(0xff);
     let ruined = Container::open(&ruined).unwrap();
-    let (codec, mut area) = (Codec::new(&amx), Vec::new());
+    let (codec, mut buffer) = (Codec::new(&amx), Buffer::new());
     let decoded = ruined
         .member(62)
         .unwrap()
-        .decode(&codec, &mut area)
+        .decode(&codec, &mut buffer)
         .unwrap();
     assert_eq!(decoded, members[31].1);
     assert!(ruined.member(62).unwrap().blob().is_ok());
@@ -683,7 +711,7 @@ fn states_that_were_exchanged_are_named() {
     for member in container.members() {
         assert!(wire::decode(member.as_bytes()).is_ok());
         assert!(matches!(
-            member.decode(&codec, &mut Vec::new()),
+            member.decode(&codec, &mut Buffer::new()),
             Err(MemberError::Replaced { vcpu, .. }) if vcpu == member.vcpu()
         ));
     }
@@ -804,7 +832,7 @@ fn many_vcpus_are_encoded_and_decoded_without_allocating() {
     let amx = layout(AMX);
     let codec = Codec::new(&amx);
     let idle = states::idle(&amx);
-    let (mut writer, mut file, mut area) = (Writer::new(), Vec::new(), Vec::new());
+    let (mut writer, mut file, mut buffer) = (Writer::new(), Vec::new(), Buffer::new());
     let mut there_and_back = || {
         file.clear();
         for vcpu in 0..VCPUS {
@@ -813,7 +841,7 @@ fn many_vcpus_are_encoded_and_decoded_without_allocating() {
         file.extend_from_slice(writer.finish());
         let container = Container::open(&file).unwrap();
         for member in container.members() {
-            assert_eq!(member.decode(&codec, &mut area).unwrap(), idle);
+            assert_eq!(member.decode(&codec, &mut buffer).unwrap(), idle);
         }
         file.len()
     };
@@ -896,8 +924,8 @@ proptest! {
         let bytes = bytes.split_off(5);
         prop_assert!(bytes.len() <= codec.max_bytes() && bytes.len() <= MAX_STATE_BYTES);
         prop_assert_eq!(wire::encoded_bytes(&bytes), Ok(bytes.len()));
-        let mut area = vec![used; usize::from(used) * 64];
-        prop_assert_eq!(&codec.decode(&bytes, &mut area).unwrap(), &state);
+        let mut buffer = if used % 2 == 0 { Buffer::new() } else { used_up(&codec) };
+        prop_assert_eq!(&codec.decode(&bytes, &mut buffer).unwrap(), &state);
         let alone = wire::decode(&bytes).unwrap();
         prop_assert!(wire::encode(&alone) == bytes);
         // The second reader, and the look inside.

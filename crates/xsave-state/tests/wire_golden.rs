@@ -13,7 +13,7 @@ mod oracle;
 #[path = "common/states.rs"]
 mod states;
 
-use xsave_state::wire::{self, Blob, Codec, Container, Writer};
+use xsave_state::wire::{self, Blob, Buffer, Codec, Container, Writer};
 use xsave_state::{ComponentId, ExtendedState, Image, Registers};
 
 macro_rules! golden {
@@ -137,8 +137,12 @@ fn the_golden_container() {
     for ((member, (name, golden)), (_, state)) in container.members().zip(GOLDEN).zip(&states) {
         assert!(member.as_bytes() == *golden, "{name}");
         let codec = Codec::new(state.layout());
-        let mut area = Vec::new();
-        assert_eq!(&member.decode(&codec, &mut area).unwrap(), state, "{name}");
+        let mut buffer = Buffer::new();
+        assert_eq!(
+            &member.decode(&codec, &mut buffer).unwrap(),
+            state,
+            "{name}"
+        );
     }
 }
 

@@ -14,6 +14,7 @@ pub mod area;
 pub mod checker;
 mod compacted_parse;
 mod cpuid_table;
+pub mod encoded;
 mod gate;
 mod image_parse;
 pub mod input;
@@ -21,6 +22,9 @@ mod layout_from_cpuid;
 pub mod layouts;
 mod relayout;
 mod sanitize;
+pub mod states;
+mod wire_container;
+mod wire_decode;
 
 pub use compacted_parse::compacted_parse;
 pub use cpuid_table::cpuid_table;
@@ -29,6 +33,8 @@ pub use image_parse::image_parse;
 pub use layout_from_cpuid::layout_from_cpuid;
 pub use relayout::relayout;
 pub use sanitize::sanitize;
+pub use wire_container::wire_container;
+pub use wire_decode::wire_decode;
 
 /// Takes one input; panics when a property does not hold.
 pub type Target = fn(&[u8]);
@@ -42,4 +48,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("layout_from_cpuid", layout_from_cpuid),
     ("relayout", relayout),
     ("sanitize", sanitize),
+    ("wire_container", wire_container),
+    ("wire_decode", wire_decode),
 ];

@@ -1,11 +1,10 @@
 //! `relayout`: the second checker takes what comes out, and there and back is the identity.
 
 use xsave_state::relayout::{Allowed, RelayoutError, relayout as run};
-use xsave_state::sanitize::{Foreign, Losses, Policy, Target, sanitize};
 use xsave_state::{ComponentId, Image, Registers, XFeatures};
 
 use crate::input::Input;
-use crate::{area, checker, layouts};
+use crate::{area, checker, layouts, states};
 
 /// Two layouts, what may be lost (1 byte and 8), registers (8 bytes each) and an area.
 pub fn relayout(data: &[u8]) {
@@ -22,15 +21,9 @@ pub fn relayout(data: &[u8]) {
         xfd_err: XFeatures::from_bits_retain(input.u64()),
     };
     let area = area::standard(&mut input, source);
-    let foreign = Foreign::new(&area, registers);
-    // With initial values in use: they are this target's business.
-    let Ok(state) = sanitize(&foreign, &Target::new(source), Policy::Unchanged).or_else(|_| {
-        let all = Policy::Allow(Losses::all());
-        sanitize(&foreign, &Target::new(source), all)
-    }) else {
+    let Some(state) = states::sanitized(&area, source, registers) else {
         return;
     };
-    let state = state.state;
 
     let relaid = match run(&state, target, allowed) {
         Ok(relaid) => relaid,

@@ -1,7 +1,5 @@
 //! What this host's KVM can do.
 
-mod attribute;
-
 use std::ffi::CString;
 use std::fs;
 
@@ -19,6 +17,8 @@ use xsave_state::{Layout, LayoutError, XFeatures};
 /// KVM's device file.
 pub const KVM_DEVICE: &str = "/dev/kvm";
 
+/// KVM_CAP_SYS_ATTRIBUTES (include/uapi/linux/kvm.h).
+const CAP_SYS_ATTRIBUTES: nix::libc::c_ulong = 209;
 /// KVM_GET_API_VERSION, since Linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
 
@@ -71,7 +71,7 @@ impl Host {
                 version,
             });
         }
-        let guest_supported = attribute::xcomp_guest_supp(&kvm);
+        let guest_supported = cpuid_amx::kvm::xcomp_guest_supp(&kvm);
         // Before the first vCPU, which locks it, and before KVM_GET_SUPPORTED_CPUID, which KVM
         // filters by it.
         let permission = GuestPermission::request();
@@ -160,7 +160,7 @@ impl Host {
         .map(|(name, cap)| (name, self.kvm.check_extension_int(cap)))
         .chain([(
             "SYS_ATTRIBUTES",
-            self.kvm.check_extension_raw(attribute::CAP_SYS_ATTRIBUTES),
+            self.kvm.check_extension_raw(CAP_SYS_ATTRIBUTES),
         )])
         .map(|(name, value)| Capability { name, value })
         .collect()

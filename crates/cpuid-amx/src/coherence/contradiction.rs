@@ -120,6 +120,13 @@ pub enum Contradiction {
         /// CPUID.(EAX=0DH,ECX=0):EDX:EAX.
         user: XFeatures,
     },
+    /// There is AMX-AVX512, CPUID.(EAX=1EH,ECX=1):EAX\[7\], whose instructions move rows between tiles
+    /// and ZMM registers, but 0DH does not have these.
+    #[error("CPUID.1EH.1 has AMX-AVX512, but CPUID.0DH.0 has {user} without AVX-512")]
+    WithoutAvx512 {
+        /// CPUID.(EAX=0DH,ECX=0):EDX:EAX.
+        user: XFeatures,
+    },
     /// IA32_XFD cannot disable XTILEDATA, which it can on every processor that has it. Linux does
     /// not use tiles then.
     #[error(

@@ -23,7 +23,7 @@ fn groups(user: XFeatures) -> impl Iterator<Item = XFeatures> {
 
 /// What CPUID.(EAX=0DH,ECX=0):EBX is for the legal values of XCR0: the area ends where the last of
 /// the enabled groups ends. SSE, which every layout has, stands for those with no other.
-pub(super) fn standard_sizes(layout: &Layout) -> impl Iterator<Item = usize> {
+pub(crate) fn standard_sizes(layout: &Layout) -> impl Iterator<Item = usize> {
     groups(layout.user()).map(|group| layout.standard_size_of(group))
 }
 
@@ -33,7 +33,7 @@ pub(super) fn standard_sizes(layout: &Layout) -> impl Iterator<Item = usize> {
 /// that are possible so far: the same walk as [`Layout::compacted`], each group with and without.
 /// Ends beyond `reported` lead nowhere, so that there are never more than 64 Ki of them, whatever
 /// sizes a hostile table gives to its supervisor components.
-pub(super) fn is_compacted_size(layout: &Layout, all: XFeatures, reported: usize) -> bool {
+pub(crate) fn is_compacted_size(layout: &Layout, all: XFeatures, reported: usize) -> bool {
     if reported > MAX_AREA_BYTES {
         return false;
     }

@@ -185,6 +185,20 @@ fn reset_clears_the_registers_and_the_question_and_keeps_what_was_granted() {
 }
 
 #[test]
+fn what_a_restored_vcpu_has_in_use_stays_asked_for_after_init_and_observation() {
+    let mut gate = Gate::new(&amx_layout());
+    let (xcr0, xfd) = (XFeatures::X87, XFeatures::empty());
+    let in_use = TILES;
+    let restored = gate.on(Event::Restore { xcr0, xfd, in_use });
+    assert!(matches!(restored, Action::Grow(_)));
+    assert_eq!(gate.on(Event::Fail), Action::Hold);
+    for event in [Event::Init, Event::Observe { xcr0, xfd }] {
+        assert_eq!(gate.on(event), restored, "{event:?}");
+    }
+    assert_eq!(gate.on(Event::Grant(TILES)), Action::PassThrough);
+}
+
+#[test]
 fn init_keeps_both_registers_and_takes_the_write_back() {
     let mut gate = armed();
     let before = gate.clone();

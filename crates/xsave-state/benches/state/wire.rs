@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::Criterion;
 use serde::{Deserialize, Serialize};
-use xsave_state::wire::{self, Codec, Container, Writer};
+use xsave_state::wire::{self, Buffer, Codec, Container, Writer};
 use xsave_state::{ExtendedState, Layout};
 
 use super::ratios::{Goal, Ratio};
@@ -123,11 +123,11 @@ fn one(
     };
     encode();
     let written = wire::encode(state);
-    let mut area = Vec::new();
+    let mut buffer = Buffer::new();
     let mut decode = || {
         drop(
             codec
-                .decode(black_box(&written), black_box(&mut area))
+                .decode(black_box(&written), black_box(&mut buffer))
                 .unwrap(),
         )
     };
@@ -190,7 +190,7 @@ fn one(
 fn many(criterion: &mut Criterion, layout: &Layout, idle: &ExtendedState<'_>) -> Vec<Ratio> {
     const VCPUS: u32 = 1024;
     let codec = Codec::new(layout);
-    let (mut writer, mut file, mut area) = (Writer::new(), Vec::new(), Vec::new());
+    let (mut writer, mut file, mut buffer) = (Writer::new(), Vec::new(), Buffer::new());
     let mut write = || {
         file.clear();
         for vcpu in 0..VCPUS {
@@ -217,7 +217,7 @@ fn many(criterion: &mut Criterion, layout: &Layout, idle: &ExtendedState<'_>) ->
     let mut read = || {
         let container = Container::open(black_box(&written)).unwrap();
         for member in container.members() {
-            drop(member.decode(&codec, &mut area).unwrap());
+            drop(member.decode(&codec, &mut buffer).unwrap());
         }
     };
     group.bench_function("read", |bencher| bencher.iter(&mut read));

@@ -30,13 +30,17 @@ impl<'a> Blob<'a> {
         let xstate_bv = frame.xstate_bv();
         require_known(xstate_bv, codec.layout().user())?;
         let mut records = Records::new(frame.body(), frame.records_at());
+        let mut x87 = None;
         for (id, size) in sizes(codec.layout(), xstate_bv) {
             let record = records.next(id, size)?;
             if id == ComponentId::X87 && record.is_stored(0) {
-                require_no_mxcsr(record.stored())?;
+                x87 = Some(record.stored());
             }
         }
         records.end()?;
+        if let Some(first_line) = x87 {
+            require_no_mxcsr(first_line)?;
+        }
         require_mxcsr_in_use(frame.mxcsr(), xstate_bv)?;
         Ok(Self { frame, codec })
     }

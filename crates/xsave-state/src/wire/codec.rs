@@ -3,10 +3,11 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::buffer::Buffer;
 use super::difference::Difference;
 use super::error::{DecodeError, EncodeError};
 use super::frame::{Frame, checksum};
-use super::record::{Records, header_of};
+use super::record::{Records, head_of_whole, header_of};
 use super::template::{CHECKSUM_BYTES, LAYOUT, MXCSR, TOTAL_BYTES, XCR0, XFD, XFD_ERR, XSTATE_BV};
 use super::{lines, template};
 use crate::bytes;
@@ -26,7 +27,8 @@ const X87_BYTES: usize = XMM.start;
 /// enough.
 ///
 /// ```
-/// use xsave_state::{ExtendedState, Layout, wire::Codec};
+/// use xsave_state::wire::{Buffer, Codec};
+/// use xsave_state::{ExtendedState, Layout};
 /// # fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
 /// #     match (leaf, subleaf) {
 /// #         (0, _) => [0xd, 0, 0, 0],
@@ -45,11 +47,11 @@ const X87_BYTES: usize = XMM.start;
 /// codec.encode(&state, &mut bytes)?;
 /// assert_eq!(bytes.len(), 80); // header, table of one component, checksum
 ///
-/// let mut area = Vec::new();
-/// assert_eq!(codec.decode(&bytes, &mut area)?, state);
+/// let mut buffer = Buffer::new();
+/// assert_eq!(codec.decode(&bytes, &mut buffer)?, state);
 ///
 /// bytes[40] ^= 1; // XSTATE_BV
-/// let error = codec.decode(&bytes, &mut area).unwrap_err().to_string();
+/// let error = codec.decode(&bytes, &mut buffer).unwrap_err().to_string();
 /// assert!(error.starts_with("the state is damaged: its checksum is 0x"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -58,11 +60,19 @@ pub struct Codec {
     layout: Layout,
     /// Header and tables of a state without its registers.
     template: Vec<u8>,
-    /// What of an area no component has: the header, reserved bytes, and what is between components.
-    gaps: Vec<Range<usize>>,
     /// The components in ascending order of their numbers.
-    places: Vec<(ComponentId, Range<usize>)>,
+    places: Vec<Place>,
     max_bytes: usize,
+}
+
+/// A component of the layout.
+#[derive(Clone, Debug)]
+struct Place {
+    id: ComponentId,
+    /// In an area.
+    range: Range<usize>,
+    /// How its record begins when every line is stored.
+    whole: Vec<u8>,
 }
 
 impl Codec {
@@ -73,26 +83,16 @@ impl Codec {
         let places: Vec<_> = layout
             .user()
             .components()
-            .filter_map(|id| Some((id, layout.component(id)?.range()?)))
+            .filter_map(|id| {
+                let range = layout.component(id)?.range()?;
+                let whole = head_of_whole(id, range.len());
+                Some(Place { id, range, whole })
+            })
             .collect();
-        let mut by_offset: Vec<_> = places.iter().map(|(_, range)| range.clone()).collect();
-        by_offset.sort_unstable_by_key(|range| range.start);
-        let mut gaps = Vec::new();
-        let mut end = 0;
-        for range in by_offset {
-            gaps.push(end..range.start);
-            end = range.end;
-        }
-        gaps.retain(|gap| !gap.is_empty());
         // Sizes are below 64 KiB each and in all: no sum of them saturates.
         let max_bytes = places
             .iter()
-            .map(|(_, range)| {
-                range
-                    .len()
-                    .saturating_add(lines::bitmap_bytes(range.len()))
-                    .saturating_add(template::RECORD_HEADER_BYTES)
-            })
+            .map(|place| place.whole.len().saturating_add(place.range.len()))
             .fold(
                 template.len().saturating_add(CHECKSUM_BYTES),
                 usize::saturating_add,
@@ -100,7 +100,6 @@ impl Codec {
         Self {
             layout: layout.clone(),
             template,
-            gaps,
             places,
             max_bytes,
         }
@@ -146,17 +145,18 @@ impl Codec {
         bytes::put(header, XFD_ERR, xfd_err.bits().to_le_bytes());
         bytes::put(header, XSTATE_BV, image.xstate_bv().bits().to_le_bytes());
         bytes::put(header, MXCSR, image.mxcsr().to_le_bytes());
-        for id in image.xstate_bv().components() {
-            let Some(component) = image.component(id) else {
+        let area = image.as_bytes();
+        for place in &self.places {
+            if !image.xstate_bv().contains(place.id.bit()) {
                 continue;
-            };
-            out.extend_from_slice(&header_of(id, component.len()));
-            if id == ComponentId::X87 {
+            }
+            let component = bytes::range(area, place.range.clone());
+            if place.id == ComponentId::X87 {
                 let mut x87 = bytes::array::<X87_BYTES>(component, 0);
                 bytes::fill(&mut x87, MXCSR_IN_X87, 0);
-                lines::compress(&x87, out);
+                place.write(&x87, out);
             } else {
-                lines::compress(component, out);
+                place.write(component, out);
             }
         }
         let state = out.get_mut(start..).unwrap_or_default();
@@ -168,23 +168,21 @@ impl Codec {
         out.extend_from_slice(&checksum.to_le_bytes());
     }
 
-    /// Decodes exactly `bytes` into `area`, which becomes as long as the layout's areas are.
+    /// Decodes exactly `bytes` into `buffer`.
     ///
     /// # Errors
     ///
     /// Any byte is not as [`encode`](Self::encode) writes it, the state was encoded with another
-    /// layout, or it would not be valid: see [`DecodeError`]. What is in `area` then means nothing.
+    /// layout, or it would not be valid: see [`DecodeError`].
     pub fn decode<'a>(
         &self,
         bytes: &[u8],
-        area: &'a mut Vec<u8>,
+        buffer: &'a mut Buffer,
     ) -> Result<ExtendedState<'a>, DecodeError> {
         let frame = Frame::check(bytes)?;
-        let registers = self.fill(&frame, area)?;
-        Ok(ExtendedState::new(
-            Image::parse(area, &self.layout)?,
-            registers,
-        )?)
+        self.fill(&frame, buffer)?;
+        let image = Image::parse(buffer.end(frame.xstate_bv()), &self.layout)?;
+        Ok(ExtendedState::new(image, frame.registers())?)
     }
 
     /// The same with bytes of its own.
@@ -200,10 +198,10 @@ impl Codec {
         &self,
         frame: &Frame<'_>,
     ) -> Result<ExtendedState<'static>, DecodeError> {
-        let mut area = Vec::new();
-        let registers = self.fill(frame, &mut area)?;
-        let image = Image::from_area(area, &self.layout)?;
-        Ok(ExtendedState::new(image, registers)?)
+        let mut buffer = Buffer::new();
+        self.fill(frame, &mut buffer)?;
+        let image = Image::from_area(buffer.into_area(), &self.layout)?;
+        Ok(ExtendedState::new(image, frame.registers())?)
     }
 
     /// Header and tables of any state of the layout.
@@ -211,26 +209,27 @@ impl Codec {
         &self.template
     }
 
-    /// Writes every byte of the area.
-    fn fill(&self, frame: &Frame<'_>, area: &mut Vec<u8>) -> Result<Registers, DecodeError> {
+    /// Makes of the buffer's area that of the state: writes what is in use, and clears what is not
+    /// and was.
+    fn fill(&self, frame: &Frame<'_>, buffer: &mut Buffer) -> Result<(), DecodeError> {
         if frame.layout() != bytes::range(&self.template, LAYOUT..self.template.len()) {
             self.require_same_layout(frame)?;
         }
         let xstate_bv = frame.xstate_bv();
         require_known(xstate_bv, self.layout.user())?;
 
-        area.resize(self.layout.standard_size(), 0);
-        for gap in &self.gaps {
-            bytes::fill(area, gap.clone(), 0);
-        }
+        let (area, used) = buffer.begin(&self.layout, xstate_bv);
         let mut records = Records::new(frame.body(), frame.records_at());
-        for (id, place) in &self.places {
-            // Places are within the area.
-            let component = area.get_mut(place.clone()).unwrap_or_default();
+        for Place { id, range, whole } in &self.places {
             if xstate_bv.contains(id.bit()) {
-                records.next(*id, component.len())?.expand(component);
-            } else {
-                component.fill(0);
+                // Places are within the area.
+                let component = area.get_mut(range.clone()).unwrap_or_default();
+                match records.next_whole(whole, component.len()) {
+                    Some(stored) => component.copy_from_slice(stored),
+                    None => records.next(*id, component.len())?.expand(component),
+                }
+            } else if used.contains(id.bit()) {
+                bytes::fill(area, range.clone(), 0);
             }
         }
         records.end()?;
@@ -243,7 +242,7 @@ impl Codec {
         require_mxcsr_in_use(frame.mxcsr(), xstate_bv)?;
         bytes::put(area, AREA_MXCSR, frame.mxcsr().to_le_bytes());
         bytes::put(area, header::XSTATE_BV, xstate_bv.bits().to_le_bytes());
-        Ok(frame.registers())
+        Ok(())
     }
 
     #[cold]
@@ -252,6 +251,20 @@ impl Codec {
         match Difference::between(theirs.layout(), &self.layout) {
             Some(difference) => Err(DecodeError::OtherLayout { difference }),
             None => Ok(()),
+        }
+    }
+}
+
+impl Place {
+    /// Appends the record of `component`.
+    #[inline]
+    fn write(&self, component: &[u8], out: &mut Vec<u8>) {
+        if lines::are_nonzero(component) {
+            out.extend_from_slice(&self.whole);
+            out.extend_from_slice(component);
+        } else {
+            out.extend_from_slice(&header_of(self.id, component.len()));
+            lines::compress(component, out);
         }
     }
 }

@@ -1,10 +1,9 @@
 //! The vCPUs of a container in memory, each read without reading the others.
 
-use alloc::vec::Vec;
-
 use thiserror::Error;
 
 use super::blob::Blob;
+use super::buffer::Buffer;
 use super::codec::Codec;
 use super::error::DecodeError;
 use super::index::{ContainerError, Entry, HEADER_BYTES, Index, TRAILER_BYTES, Trailer};
@@ -104,10 +103,10 @@ impl<'a> Member<'a> {
     pub fn decode<'b>(
         &self,
         codec: &Codec,
-        area: &'b mut Vec<u8>,
+        buffer: &'b mut Buffer,
     ) -> Result<ExtendedState<'b>, MemberError> {
         self.check()?;
-        codec.decode(self.bytes, area).map_err(|e| self.error(e))
+        codec.decode(self.bytes, buffer).map_err(|e| self.error(e))
     }
 
     /// Its state with its own layout: as [`Blob::parse`].

@@ -63,6 +63,7 @@ pub(super) struct Frame<'a> {
 }
 
 impl<'a> Frame<'a> {
+    #[inline]
     pub(super) fn check(bytes: &'a [u8]) -> Result<Self, DecodeError> {
         let total = encoded_bytes(bytes)?;
         if total != bytes.len() {

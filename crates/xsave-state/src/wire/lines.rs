@@ -5,6 +5,11 @@ use alloc::vec::Vec;
 use super::template::{LINE_BYTES, WORD_BYTES, WORD_LINES};
 use crate::bytes;
 
+/// A line that is not the short one at a component's end.
+type Line = [u8; LINE_BYTES];
+/// Lines that are looked at together: those of one byte of the bitmap.
+const GROUP_LINES: usize = 8;
+
 /// Lines of a component of `size` bytes. The last may be shorter than the others.
 pub(super) fn count(size: usize) -> usize {
     size.div_ceil(LINE_BYTES)
@@ -15,80 +20,94 @@ pub(super) fn bitmap_bytes(size: usize) -> usize {
     count(size).div_ceil(WORD_LINES).saturating_mul(WORD_BYTES)
 }
 
-/// Whether all bytes are zero.
+/// Whether all bytes are zero. Without an early exit the compiler makes vector code of it.
 #[inline]
-fn is_zero(line: &[u8]) -> bool {
-    match line.first_chunk().filter(|_| line.len() == LINE_BYTES) {
-        Some(line) => is_zero_line(line),
-        None => line.iter().all(|&byte| byte == 0),
-    }
-}
-
-/// Most lines that are not zero show it in their first eight bytes.
-#[inline]
-fn is_zero_line(line: &[u8; LINE_BYTES]) -> bool {
-    begins_with_zeros(line) && is_all_zero(line)
-}
-
-#[inline]
-fn begins_with_zeros(line: &[u8; LINE_BYTES]) -> bool {
-    let [a, b, c, d, e, f, g, h, ..] = *line;
-    u64::from_le_bytes([a, b, c, d, e, f, g, h]) == 0
-}
-
-/// Whether every line shows in its first eight bytes that it is not zero. Without a branch for each:
-/// the tiles of a program that computes are such lines.
-#[inline]
-fn all_begin_nonzero(lines: &[[u8; LINE_BYTES]]) -> bool {
-    !lines
-        .iter()
-        .fold(false, |zeros, line| zeros | begins_with_zeros(line))
-}
-
-/// On its own, because where it is inlined the compiler does it for every line, and the first eight
-/// bytes save nothing. Without an early exit it is vector code.
-#[inline(never)]
-fn is_all_zero(line: &[u8; LINE_BYTES]) -> bool {
+fn is_zero(line: &Line) -> bool {
     let words = line.as_chunks().0.iter();
     words.fold(0, |all, &word| all | u64::from_le_bytes(word)) == 0
 }
 
-/// The first of `lines` that is zero.
+/// The same for a last line that is shorter than the others; no bytes are zero.
 #[inline]
-pub(super) fn first_zero(lines: &[u8]) -> Option<usize> {
-    let (whole, rest) = lines.as_chunks();
-    let first = if all_begin_nonzero(whole) {
-        None
-    } else {
-        whole.iter().position(is_zero_line)
-    };
-    first.or_else(|| (!rest.is_empty() && is_zero(rest)).then_some(whole.len()))
+fn is_zero_rest(rest: &[u8]) -> bool {
+    let (words, bytes) = rest.as_chunks();
+    let words = words
+        .iter()
+        .fold(0, |all, &word| all | u64::from_le_bytes(word));
+    words == 0 && bytes.iter().all(|&byte| byte == 0)
 }
 
-/// A bit for each of at most 64 lines: whether it is not zero.
+/// Most lines that are not zero show it in their first eight bytes, as those of a program that
+/// computes do: then an eighth has to be read.
+#[inline]
+fn begins_nonzero(line: &Line) -> bool {
+    let [a, b, c, d, e, f, g, h, ..] = *line;
+    u64::from_le_bytes([a, b, c, d, e, f, g, h]) != 0
+}
+
+/// Whether all lines begin so. With one branch for eight of them.
+#[inline]
+fn all_begin_nonzero(group: &[Line; GROUP_LINES]) -> bool {
+    group
+        .iter()
+        .fold(true, |all, line| all & begins_nonzero(line))
+}
+
+/// Whether every line of `component` shows at once that it is not zero. If not, some may be zero.
+#[inline]
+pub(super) fn are_nonzero(component: &[u8]) -> bool {
+    let (whole, rest) = component.as_chunks();
+    let (groups, others) = whole.as_chunks();
+    groups.iter().all(all_begin_nonzero)
+        && others.iter().all(begins_nonzero)
+        && (rest.is_empty() || !is_zero_rest(rest))
+}
+
+/// A bit for each of at most 64 whole lines: whether it is not zero.
+#[inline]
+fn bits_of(lines: &[Line]) -> u64 {
+    if lines.iter().all(begins_nonzero) {
+        return ones(lines.len());
+    }
+    let bits = (0..).zip(lines);
+    bits.fold(0, |bits, (bit, line)| {
+        bits | u64::from(!is_zero(line)).wrapping_shl(bit)
+    })
+}
+
+/// A word with the lowest `lines` bits set, at most 64.
+#[inline]
+fn ones(lines: usize) -> u64 {
+    let others = WORD_LINES.saturating_sub(lines);
+    let others = u32::try_from(others).unwrap_or(0);
+    u64::MAX.checked_shr(others).unwrap_or(0)
+}
+
+/// The same for the lines of one word, of which the last may be shorter.
 #[inline]
 fn word_of(lines: &[u8]) -> u64 {
     let (whole, rest) = lines.as_chunks();
+    let (groups, others) = whole.as_chunks::<GROUP_LINES>();
     let mut word = 0;
-    let lines = u32::try_from(whole.len()).unwrap_or(0);
-    if all_begin_nonzero(whole) {
-        // 64 lines: the shift is out of range, and all bits are set.
-        word = 1u64.checked_shl(lines).unwrap_or(0).wrapping_sub(1);
-    } else {
-        for (bit, line) in (0..).zip(whole) {
-            if !is_zero_line(line) {
-                word |= 1u64.wrapping_shl(bit);
-            }
-        }
+    let mut bit = 0u32;
+    for group in groups {
+        word |= bits_of(group).wrapping_shl(bit);
+        bit = bit.wrapping_add(u8::BITS);
     }
-    if !is_zero(rest) {
-        word |= 1u64.wrapping_shl(lines);
-    }
-    word
+    // With 64 whole lines there are no others, and no rest.
+    word |= bits_of(others).wrapping_shl(bit);
+    bit = bit.wrapping_add(u32::try_from(others.len()).unwrap_or(0));
+    word | u64::from(!is_zero_rest(rest)).wrapping_shl(bit)
+}
+
+/// The bitmap of a component of `size` bytes of which every line is stored.
+pub(super) fn full_bitmap(size: usize) -> impl Iterator<Item = u64> {
+    let lines = count(size);
+    let words = (0..lines).step_by(WORD_LINES);
+    words.map(move |first| ones(lines.saturating_sub(first).min(WORD_LINES)))
 }
 
 /// Appends the bitmap of `component`, and its lines that are not zero.
-#[inline]
 pub(super) fn compress(component: &[u8], out: &mut Vec<u8>) {
     let bitmap_at = out.len();
     let words = || component.chunks(LINE_BYTES * WORD_LINES);
@@ -121,6 +140,13 @@ pub(super) fn stored_bytes(bitmap: &[u8], size: usize) -> usize {
     }
 }
 
+/// The first of `lines` that is zero.
+pub(super) fn first_zero(lines: &[u8]) -> Option<usize> {
+    let (whole, rest) = lines.as_chunks();
+    let first = whole.iter().position(is_zero);
+    first.or_else(|| (!rest.is_empty() && is_zero_rest(rest)).then_some(whole.len()))
+}
+
 /// Whether line `line` is stored.
 pub(super) fn is_set(bitmap: &[u8], line: usize) -> bool {
     let byte = bitmap.get(line / 8).copied().unwrap_or(0);
@@ -128,7 +154,6 @@ pub(super) fn is_set(bitmap: &[u8], line: usize) -> bool {
 }
 
 /// The first bit of `bitmap` that is set and stands for no line. Such bits are in the last word.
-#[inline]
 pub(super) fn first_beyond(bitmap: &[u8], size: usize) -> Option<usize> {
     let last = u64::from_le_bytes(*bitmap.last_chunk()?);
     let lines = u32::try_from(count(size) % WORD_LINES).unwrap_or(0);
@@ -141,7 +166,6 @@ pub(super) fn first_beyond(bitmap: &[u8], size: usize) -> Option<usize> {
 }
 
 /// Writes all of `component`: the lines of `stored`, which has as many as `bitmap` says, and zeros.
-#[inline]
 pub(super) fn expand(bitmap: &[u8], mut stored: &[u8], component: &mut [u8]) {
     let words = component.chunks_mut(LINE_BYTES * WORD_LINES);
     for (lines, &word) in words.zip(bitmap.as_chunks().0) {
@@ -272,6 +296,24 @@ mod tests {
                 assert_eq!(first_zero(&lines), Some(line), "{size} bytes");
                 lines[end - 1] = 1;
                 assert_eq!(first_zero(&lines), None, "{size} bytes");
+            }
+        }
+    }
+
+    #[test]
+    fn at_first_glance_no_zero_line_is_missed() {
+        for size in (1..300).chain([4095, 4096, 4097, 8192]) {
+            let mut component = vec![1; size];
+            assert!(are_nonzero(&component), "{size} bytes");
+            let mut out = Vec::new();
+            compress(&component, &mut out);
+            let whole: Vec<u8> = full_bitmap(size).flat_map(u64::to_le_bytes).collect();
+            assert_eq!(out, [whole, component.clone()].concat(), "{size} bytes");
+            for line in 0..count(size) {
+                let end = size.min(64 * line + 64);
+                component[64 * line..end].fill(0);
+                assert!(!are_nonzero(&component), "line {line} of {size} bytes");
+                component[64 * line..end].fill(1);
             }
         }
     }

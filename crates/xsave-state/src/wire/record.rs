@@ -1,5 +1,7 @@
 //! The record of one component in use.
 
+use alloc::vec::Vec;
+
 use super::error::DecodeError;
 use super::lines;
 use super::template::RECORD_HEADER_BYTES;
@@ -53,7 +55,6 @@ impl<'a> Record<'a> {
     }
 
     /// Writes all of the component.
-    #[inline]
     pub(super) fn expand(&self, component: &mut [u8]) {
         lines::expand(self.bitmap, self.stored, component);
     }
@@ -71,8 +72,20 @@ impl<'a> Records<'a> {
         Self { body, at }
     }
 
-    /// The next record, which has to be that of `id`, of `size` bytes.
+    /// The component of the next record, where that begins with `head`, has every line, and shows at
+    /// once that none is zero. If not, [`next`](Self::next) says what there is.
     #[inline]
+    pub(super) fn next_whole(&mut self, head: &[u8], size: usize) -> Option<&'a [u8]> {
+        let rest = self.body.get(self.at..)?.strip_prefix(head)?;
+        let component = rest.get(..size)?;
+        if !lines::are_nonzero(component) {
+            return None;
+        }
+        self.at = self.at.saturating_add(head.len()).saturating_add(size);
+        Some(component)
+    }
+
+    /// The next record, which has to be that of `id`, of `size` bytes.
     pub(super) fn next(&mut self, id: ComponentId, size: usize) -> Result<Record<'a>, DecodeError> {
         let at = self.at;
         let header = self.take(id, RECORD_HEADER_BYTES)?;
@@ -128,7 +141,6 @@ impl<'a> Records<'a> {
         })
     }
 
-    #[inline]
     fn take(&mut self, id: ComponentId, len: usize) -> Result<&'a [u8], DecodeError> {
         let rest = self.body.get(self.at..).unwrap_or_default();
         let Some(taken) = rest.get(..len) else {
@@ -144,8 +156,14 @@ impl<'a> Records<'a> {
     }
 }
 
+/// How a record of every line begins: header and bitmap.
+pub(super) fn head_of_whole(id: ComponentId, size: usize) -> Vec<u8> {
+    let mut head = header_of(id, size).to_vec();
+    head.extend(lines::full_bitmap(size).flat_map(u64::to_le_bytes));
+    head
+}
+
 /// How a record begins: the component, 0, its size.
-#[inline]
 pub(super) fn header_of(id: ComponentId, size: usize) -> [u8; RECORD_HEADER_BYTES] {
     let size = u64::try_from(size).unwrap_or(u64::MAX);
     (size.wrapping_shl(32) | u64::from(id.number())).to_le_bytes()

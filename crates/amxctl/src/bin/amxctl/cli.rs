@@ -1,0 +1,332 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use xsave_state::XFeatures;
+
+use crate::screen::Color;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  yes: the host is ready, the states are the same, the state can be restored
+  1  no: it is not, they differ, it cannot
+  2  trouble: a file that cannot be read, an option that does not exist
+  3  check: ready, but a fix is missing or something is worth knowing";
+
+/// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
+///
+/// Everything that amxctl reads is taken for hostile, and nothing is changed: files are read, /dev/kvm is asked.
+#[derive(Debug, Parser)]
+#[command(name = "amxctl", version, max_term_width = 100, after_help = EXIT_CODES)]
+pub(crate) struct Cli {
+    /// Print JSON instead of text
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// When to use colours; auto: on a terminal, and not with NO_COLOR
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "WHEN",
+        default_value_t = Color::Auto
+    )]
+    pub(crate) color: Color,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Say whether a host is ready for guests with AMX, and what to do where it is not
+    #[command(after_help = CHECK)]
+    Check(CheckArgs),
+    /// Describe this host as JSON, for the other commands and other machines
+    #[command(after_help = DESCRIBE)]
+    Describe(DescribeArgs),
+    /// Say what a fleet shares, which hosts take what, and what it would gain without
+    #[command(after_help = BASELINE)]
+    Baseline(BaselineArgs),
+    /// Put parts of a fleet together that `baseline --tally` wrote
+    #[command(after_help = MERGE)]
+    Merge(MergeArgs),
+    /// Say whether the guest of A runs on host B, every reason why not, and what helps
+    #[command(after_help = COMPAT)]
+    Compat(CompatArgs),
+    /// Look into a saved state: components, registers, rules, tiles
+    #[command(after_help = INSPECT)]
+    Inspect(InspectArgs),
+    /// Say in which registers two saved states differ
+    #[command(after_help = DIFF)]
+    Diff(DiffArgs),
+    /// Say whether a saved state can be restored on a host, and refuse what endangers it
+    #[command(after_help = VERIFY)]
+    Verify(VerifyArgs),
+    /// Write a saved state in another format or layout
+    #[command(after_help = CONVERT)]
+    Convert(ConvertArgs),
+    /// Print completions for a shell
+    #[command(after_help = COMPLETIONS)]
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+    /// Write the man pages to a folder
+    #[command(after_help = MAN)]
+    Man {
+        /// The folder; it is made where it is not there
+        folder: PathBuf,
+    },
+}
+
+const CHECK: &str = "\
+It exits with 0 when the host is ready, with 3 when it is but for a known fix,
+and with 1 when it is not. No root is needed where the user may open /dev/kvm.
+
+Examples:
+  amxctl check
+  amxctl check --host node-17.json
+  ssh node-17 amxctl describe | amxctl check --host - --json";
+
+const DESCRIBE: &str = "\
+One line of JSON, as docs/host.schema.json has it: the lines of a fleet, one
+behind the other, are what `amxctl baseline` reads. It asks for the permission
+of guests, for its own process only.
+
+Examples:
+  amxctl describe > this-host.json
+  for host in $(cat hosts); do ssh $host amxctl describe; done > fleet.jsonl
+  amxctl describe --cpuid icelake.cpuid --name icelake --pretty";
+
+const BASELINE: &str = "\
+It reads descriptions as `amxctl describe` writes them, one a line, in a
+stream: a million hosts take seconds and no more memory than their kinds.
+With --tally it prints a part, for `amxctl merge`.
+
+Examples:
+  amxctl baseline fleet.jsonl
+  amxctl baseline node-17.json icelake.json --json
+  amxctl baseline --tally < fleet.jsonl > fleet.tally";
+
+const MERGE: &str = "\
+Parts can be merged in any order and shape, and parts of parts with --tally.
+
+Examples:
+  amxctl merge rack-1.tally rack-2.tally
+  amxctl merge --tally rack-1.tally rack-2.tally > fleet.tally";
+
+const COMPAT: &str = "\
+It exits with 1 when the guest of A cannot run on B, and with 0 when it can,
+be it with something hidden from it or with its states in B's layout.
+
+Examples:
+  amxctl compat node-17.json icelake.json
+  amxctl compat snapshot node-17.json
+  amxctl compat guest.cpuid node-17.json --json";
+
+const INSPECT: &str = "\
+It opens files and containers of vmm-amx, raw areas of KVM_GET_XSAVE2, the
+snapshot folder or state.json of Cloud Hypervisor, the text of Firecracker's
+`snapshot-editor info-vmstate vcpu-states`, and core dumps. The contents say
+what it is. It exits with 0 when the file could be read, whatever is in it;
+`amxctl verify` judges.
+
+Examples:
+  amxctl inspect snapshot
+  amxctl inspect vcpu.xsave2 --xfd 0x40000 --svg vcpu.svg
+  amxctl inspect --json core.4711 | jq '.vcpus[].rules'";
+
+const DIFF: &str = "\
+Like diff(1), it exits with 1 when they differ. What an initial component's
+bytes happen to be does not count, nor where a component lies.
+
+Examples:
+  amxctl diff before.xvcpus after.xvcpus
+  amxctl diff snapshot vcpus.xvcpus --vcpu 0 --all";
+
+const VERIFY: &str = "\
+Each rule that a host depends on is checked first; a state that breaks one is
+refused whatever the host. Then, whether that host can hold it. It exits with
+1 when the state must not, or cannot, be restored.
+
+Examples:
+  amxctl verify snapshot --on node-17.json
+  amxctl verify vcpus.xvcpus";
+
+const CONVERT: &str = "\
+What would be lost is refused, and listed with the name by which --allow takes
+it.
+
+Examples:
+  amxctl convert snapshot --to container -o vcpus.xvcpus
+  amxctl convert vcpus.xvcpus --vcpu 0 --to raw -o vcpu0.xsave2
+  amxctl convert snapshot --to container --layout node-17.json -o moved.xvcpus";
+
+const COMPLETIONS: &str = "\
+Examples:
+  amxctl completions bash > amxctl.bash
+  amxctl completions zsh > ~/.zfunc/_amxctl";
+
+const MAN: &str = "\
+Examples:
+  amxctl man man1
+  amxctl man man1 && man --local-file man1/amxctl-inspect.1";
+
+/// What the file may not say.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct GivenArgs {
+    /// CPUID of the guest, as `cpuid -r` prints it, or the description of a host: where the components lie
+    #[arg(long, value_name = "FILE", help_heading = "What the file may not say")]
+    pub(crate) cpuid: Option<PathBuf>,
+    /// XCR0 of the guest
+    #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
+    pub(crate) xcr0: Option<XFeatures>,
+    /// IA32_XFD of the guest, MSR 0x1c4
+    #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
+    pub(crate) xfd: Option<XFeatures>,
+    /// IA32_XFD_ERR of the guest, MSR 0x1c5
+    #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
+    pub(crate) xfd_err: Option<XFeatures>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    /// The host that this file describes, and not this one; `-` is standard input
+    #[arg(long, value_name = "FILE")]
+    pub(crate) host: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DescribeArgs {
+    /// What to call it, instead of its host name
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Describe a host of which there is only CPUID, as `cpuid -r` prints it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) cpuid: Option<PathBuf>,
+    /// For people: on many lines
+    #[arg(long)]
+    pub(crate) pretty: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BaselineArgs {
+    /// Descriptions of hosts, one a line; without any, or for `-`, standard input
+    pub(crate) files: Vec<PathBuf>,
+    /// Print the tally, for `amxctl merge`, and not the baseline
+    #[arg(long)]
+    pub(crate) tally: bool,
+    /// Leave out lines that are no description, and count them
+    #[arg(long)]
+    pub(crate) skip_broken: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MergeArgs {
+    /// Tallies
+    #[arg(required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Print the tally of all, and not the baseline
+    #[arg(long)]
+    pub(crate) tally: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompatArgs {
+    /// The guest: a saved state, its CPUID as `cpuid -r` prints it, or the description of a host whose guests get all that it has
+    #[arg(value_name = "A")]
+    pub(crate) guest: PathBuf,
+    /// The description of the host
+    #[arg(value_name = "B")]
+    pub(crate) host: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VerifyArgs {
+    /// The saved state
+    pub(crate) file: PathBuf,
+    /// The host that this file describes; without it, this one
+    #[arg(long, value_name = "HOST.JSON")]
+    pub(crate) on: Option<PathBuf>,
+    /// Only this vCPU; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) vcpu: Vec<u32>,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// The saved state
+    pub(crate) file: PathBuf,
+    /// Only this vCPU, or thread of a core dump; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) vcpu: Vec<u32>,
+    /// Write a picture of the area and the tiles
+    #[arg(long, value_name = "FILE")]
+    pub(crate) svg: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DiffArgs {
+    /// The one
+    pub(crate) first: PathBuf,
+    /// The other
+    pub(crate) second: PathBuf,
+    /// Only this vCPU; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) vcpu: Vec<u32>,
+    /// List every part that differs, not only the first of each component
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// The saved state
+    pub(crate) file: PathBuf,
+    /// Where to write; `-` is standard output
+    #[arg(long, short, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+    /// The format to write
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) to: To,
+    /// Only this vCPU; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) vcpu: Vec<u32>,
+    /// Lay it out for a guest with this CPUID, as `cpuid -r` prints it, or for the host of this description
+    #[arg(long, value_name = "FILE")]
+    pub(crate) layout: Option<PathBuf>,
+    /// Let this be lost: a component (XTILEDATA), mxcsr, xcr0, xfd, tile-config, or disabled (what IA32_XFD disables); may be repeated
+    #[arg(long, value_name = "NAME", value_delimiter = ',')]
+    pub(crate) allow: Vec<String>,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
+}
+
+/// A format to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum To {
+    /// One vCPU: sparse, checksummed, with its registers and layout
+    State,
+    /// All vCPUs, the same in one file
+    Container,
+    /// One vCPU: the bytes that KVM_SET_XSAVE takes
+    Raw,
+}
+
+/// A state component bitmap: decimal, or hexadecimal with 0x.
+fn bitmap(text: &str) -> Result<XFeatures, String> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16),
+        None => text.parse(),
+    };
+    parsed
+        .map(XFeatures::from_bits_retain)
+        .map_err(|error| format!("{error}; a bitmap is a number, as in 0x40000"))
+}

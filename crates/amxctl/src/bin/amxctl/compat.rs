@@ -1,0 +1,291 @@
+//! `amxctl compat`: whether the guest of A runs on B, every reason why not, and what would help.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use amxctl::vcpu::Owner;
+use amxctl::{Given, OpenError, Subject};
+use anyhow::Context;
+use cpuid_amx::compat::{self, Compatibility, Guest, Reason, Remedy, Verdict};
+use cpuid_amx::{CpuidTable, FeatureSet, Host, Table};
+use serde_json::{Value, json};
+
+use crate::cli::CompatArgs;
+use crate::load::{self, Loaded};
+use crate::screen::{self, Mark};
+use crate::{Answer, Outcome, host};
+
+/// A guest, from what there is of it.
+enum Source {
+    /// One that has not started, and would get this.
+    Cpuid(Table),
+    /// One that ran.
+    Saved(Loaded),
+}
+
+pub(crate) fn run(args: &CompatArgs, json: bool) -> anyhow::Result<Outcome> {
+    let guest = source(&args.guest)?;
+    let host = host::read(&args.host)?;
+    let judged = match &guest {
+        Source::Cpuid(table) => {
+            let sees = FeatureSet::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
+            Judged::of(&compat::check(Guest::new(&sees), &host), &[])
+        }
+        Source::Saved(loaded) => Judged::saved(&loaded.subjects, &host),
+    };
+    let name = args.guest.display().to_string();
+    let text = if json {
+        let mut value = judged.as_json();
+        if let Some(map) = value.as_object_mut() {
+            map.insert("guest".to_owned(), name.into());
+            map.insert("host".to_owned(), host.name.clone().into());
+        }
+        serde_json::to_string_pretty(&value)? + "\n"
+    } else {
+        let what = match &guest {
+            Source::Cpuid(_) => "a new guest of",
+            Source::Saved(_) => "the guest in",
+        };
+        let verdict = judged.mark().paint(&judged.verdict.to_string());
+        format!(
+            "{what} {} on {}: {verdict}\n{}",
+            screen::title(&name),
+            screen::title(&host.name),
+            judged.text()
+        )
+    };
+    Ok(Outcome {
+        text,
+        answer: if judged.verdict == Verdict::No {
+            Answer::No
+        } else {
+            Answer::Yes
+        },
+    })
+}
+
+/// A saved state, a host whose guests get all that there is, or a dump of CPUID.
+fn source(path: &Path) -> anyhow::Result<Source> {
+    let all_of = |path: &Path| -> anyhow::Result<Source> { Ok(Source::Cpuid(load::cpuid(path)?)) };
+    match amxctl::open(path, &mut |_, _| {}) {
+        Err(OpenError::HostDescription | OpenError::CpuidDump) => all_of(path),
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+        Ok(_) => Ok(Source::Saved(load::load(path, &[], &Given::default())?)),
+    }
+}
+
+/// A comparison in words.
+pub(crate) struct Judged {
+    pub(crate) verdict: Verdict,
+    /// Each with what would help.
+    reasons: Vec<(String, Option<Remedy>)>,
+    /// The same, with what is alike in one.
+    lines: Vec<(String, Option<Remedy>)>,
+    /// What a guest would see once the rest is hidden.
+    shared: FeatureSet,
+}
+
+impl Judged {
+    /// The vCPUs of a saved guest. Those that break a rule are not compared: they run nowhere.
+    pub(crate) fn saved(subjects: &[Subject], host: &Host) -> Self {
+        let mut owners = Vec::new();
+        let mut states = Vec::new();
+        let mut broken = Vec::new();
+        for subject in subjects {
+            match subject.state() {
+                Ok(state) => {
+                    owners.push(subject.owner);
+                    states.push(state);
+                }
+                Err(error) => broken.push(format!("{}: {error}", subject.owner)),
+            }
+        }
+        let table = subjects.iter().find_map(|subject| subject.cpuid.as_ref());
+        let sees =
+            table.map(|table| FeatureSet::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf)));
+        let guest = match &sees {
+            Some(sees) => Guest::new(sees).running(&states),
+            None => Guest::from_states(&states),
+        };
+        let mut judged = Self::of(&compat::check(guest, host), &owners);
+        if !broken.is_empty() {
+            judged.verdict = Verdict::No;
+            let broken: Vec<_> = broken.into_iter().map(|reason| (reason, None)).collect();
+            judged.lines.splice(0..0, broken.clone());
+            judged.reasons.splice(0..0, broken);
+        }
+        judged
+    }
+
+    fn of(compatibility: &Compatibility, owners: &[Owner]) -> Self {
+        Self {
+            verdict: compatibility.verdict(),
+            reasons: compatibility
+                .reasons
+                .iter()
+                .map(|reason| (words(reason, owners), reason.remedy()))
+                .collect(),
+            lines: lines(&compatibility.reasons, owners),
+            shared: compatibility.shared.clone(),
+        }
+    }
+
+    pub(crate) fn mark(&self) -> Mark {
+        match self.verdict {
+            Verdict::Runs => Mark::Good,
+            Verdict::RunsAfter { .. } => Mark::Warning,
+            Verdict::No => Mark::Bad,
+        }
+    }
+
+    /// The reasons, and what to do about those about which something can be done.
+    pub(crate) fn text(&self) -> String {
+        let mut text = String::new();
+        for (reason, remedy) in &self.lines {
+            let mark = match remedy {
+                Some(_) => Mark::Warning,
+                None => Mark::Bad,
+            };
+            let wrapped = screen::wrap(reason, 4);
+            let _ = write!(text, "  {} {}", screen::mark(mark), wrapped.trim_start());
+        }
+        let helps = self.helps();
+        if !helps.is_empty() && self.verdict != Verdict::No {
+            let _ = writeln!(text, "\n  {}", screen::title("What helps"));
+            for help in helps {
+                text.push_str(&screen::wrap(&help, 4));
+            }
+        }
+        text
+    }
+
+    fn helps(&self) -> Vec<String> {
+        let has = |wanted| {
+            self.reasons
+                .iter()
+                .any(|(_, remedy)| *remedy == Some(wanted))
+        };
+        let mut helps = Vec::new();
+        if has(Remedy::Hide) {
+            let amx = match self.shared.amx.is_empty() {
+                true => "no AMX".to_owned(),
+                false => self.shared.amx.to_string(),
+            };
+            helps.push(format!(
+                "Hide what the host lacks from the guest's CPUID: what is left has {amx} and the \
+                 components {}",
+                self.shared.user()
+            ));
+        }
+        if has(Remedy::Relayout) {
+            helps.push(
+                "Move the states into the host's layout, with `amxctl convert --layout` or \
+                 xsave_state::relayout. A guest that itself uses the standard format with places that \
+                 it has read from CPUID goes wrong with that; Linux does not."
+                    .to_owned(),
+            );
+        }
+        helps
+    }
+
+    pub(crate) fn as_json(&self) -> Value {
+        let (verdict, relayout, hide) = match self.verdict {
+            Verdict::Runs => ("runs", false, false),
+            Verdict::RunsAfter { relayout, hide } => ("runs-after", relayout, hide),
+            Verdict::No => ("no", false, false),
+        };
+        json!({
+            "verdict": verdict,
+            "relayout": relayout,
+            "hide": hide,
+            "reasons": self.reasons.iter().map(|(reason, remedy)| json!({
+                "reason": reason,
+                "remedy": remedy.map(|remedy| match remedy {
+                    Remedy::Relayout => "relayout",
+                    Remedy::Hide => "hide",
+                }),
+            })).collect::<Vec<_>>(),
+            "shared": self.shared.iter().map(|feature| feature.to_string()).collect::<Vec<_>>(),
+        })
+    }
+}
+
+/// What a group of reasons has in common.
+#[derive(PartialEq)]
+enum Alike {
+    Lacks {
+        active: bool,
+    },
+    Elsewhere {
+        active: bool,
+        remedy: Option<Remedy>,
+    },
+}
+
+/// Features that the host lacks, or has elsewhere, together: there are a dozen where AMX is missing.
+fn lines(reasons: &[Reason], owners: &[Owner]) -> Vec<(String, Option<Remedy>)> {
+    let alike = |reason: &Reason| {
+        Some(match reason {
+            Reason::Feature { feature, active } => {
+                (Alike::Lacks { active: *active }, feature.to_string())
+            }
+            Reason::Component { sees, active } => {
+                (Alike::Lacks { active: *active }, sees.id.to_string())
+            }
+            Reason::Elsewhere { sees, has, active } => (
+                Alike::Elsewhere {
+                    active: *active,
+                    remedy: reason.remedy(),
+                },
+                if sees.offset == has.offset {
+                    format!("{sees} (there {has})")
+                } else {
+                    format!("{} (at {}, there {})", sees.id, sees.offset, has.offset)
+                },
+            ),
+            _ => return None,
+        })
+    };
+    let mut groups: Vec<(Alike, Vec<String>, Option<Remedy>)> = Vec::new();
+    let mut others = Vec::new();
+    for reason in reasons {
+        match alike(reason) {
+            None => others.push((words(reason, owners), reason.remedy())),
+            Some((key, name)) => match groups.iter_mut().find(|(other, ..)| *other == key) {
+                Some((_, names, _)) => names.push(name),
+                None => groups.push((key, vec![name], reason.remedy())),
+            },
+        }
+    }
+    let groups = groups.into_iter().map(|(key, names, remedy)| {
+        let names = names.join(", ");
+        let (what, active) = match key {
+            Alike::Lacks { active } => ("lacks", active),
+            Alike::Elsewhere { active, .. } => ("has elsewhere", active),
+        };
+        let text = if active {
+            format!("the host {what} what the guest has enabled and may use at any moment: {names}")
+        } else {
+            format!("the host {what} what the guest sees and does not use, so that it can be hidden: {names}")
+        };
+        (text, remedy)
+    });
+    groups.chain(others).collect()
+}
+
+/// vCPUs by their own names, not by their places.
+fn words(reason: &Reason, owners: &[Owner]) -> String {
+    let (place, what) = match reason {
+        Reason::Misfit { vcpu, misfit } => (*vcpu, misfit.to_string()),
+        Reason::Loss { vcpu, loss } => (*vcpu, loss.to_string()),
+        Reason::State { vcpu, error } => (*vcpu, error.to_string()),
+        _ => return reason.to_string(),
+    };
+    let owner = usize::try_from(place)
+        .ok()
+        .and_then(|place| owners.get(place));
+    match owner {
+        Some(owner) => format!("{owner}: {what}"),
+        None => what,
+    }
+}

@@ -1,0 +1,196 @@
+//! `amxctl baseline` and `amxctl merge`: what a fleet shares, in one go or from parts.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use cpuid_amx::Fleet;
+use cpuid_amx::baseline::Lines;
+use indicatif::{HumanCount, ProgressBar, ProgressStyle};
+
+use crate::cli::{BaselineArgs, MergeArgs};
+use crate::screen::{self, Mark};
+use crate::{Outcome, load};
+
+mod show;
+
+/// A description has about 8 KB.
+const MAX_LINE_BYTES: u64 = 1 << 20;
+/// A tally has at most 4,096 kinds of about 4 KB.
+const MAX_TALLY_BYTES: u64 = 64 << 20;
+/// Below, it is over before the eye has seen a bar.
+const SLOW_BYTES: u64 = 64 << 20;
+/// Between two looks at the bar.
+const LINES_PER_TICK: u64 = 4096;
+
+/// `amxctl baseline`.
+pub(crate) fn baseline(args: &BaselineArgs, json: bool) -> anyhow::Result<Outcome> {
+    let mut input = Input::new(&args.files);
+    let mut lines = Lines::new();
+    if args.files.is_empty() {
+        input.read(
+            "standard input",
+            io::stdin().lock(),
+            &mut lines,
+            args.skip_broken,
+        )?;
+    }
+    for path in &args.files {
+        let name = path.display().to_string();
+        if path == Path::new("-") {
+            input.read(&name, io::stdin().lock(), &mut lines, args.skip_broken)?;
+        } else {
+            let file = File::open(path).with_context(|| name.clone())?;
+            let file = BufReader::with_capacity(1 << 20, file);
+            input.read(&name, file, &mut lines, args.skip_broken)?;
+        }
+    }
+    input.bar.finish_and_clear();
+    if input.broken > 0 {
+        let broken = usize::try_from(input.broken).unwrap_or(usize::MAX);
+        eprintln!(
+            "{} {} left out, the first of them {}",
+            Mark::Warning.paint("warning:"),
+            screen::count(broken, "line"),
+            screen::plain(&input.first_broken.unwrap_or_default())
+        );
+    }
+    say(&lines.into_fleet(), args.tally, json)
+}
+
+/// `amxctl merge`.
+pub(crate) fn merge(args: &MergeArgs, json: bool) -> anyhow::Result<Outcome> {
+    let mut fleet = Fleet::new();
+    for path in &args.files {
+        let name = || path.display().to_string();
+        let text = load::text(path, MAX_TALLY_BYTES)?;
+        let part: Fleet = serde_json::from_str(&text).with_context(|| {
+            format!(
+                "{}: expected a tally, as `amxctl baseline --tally` writes it",
+                name()
+            )
+        })?;
+        fleet.merge(part).with_context(name)?;
+    }
+    say(&fleet, args.tally, json)
+}
+
+fn say(fleet: &Fleet, tally: bool, json: bool) -> anyhow::Result<Outcome> {
+    if tally {
+        return Outcome::yes(serde_json::to_string(fleet)? + "\n");
+    }
+    if fleet.hosts() == 0 {
+        bail!(
+            "there are no hosts: expected descriptions, as `amxctl describe` writes them, one a line"
+        );
+    }
+    let baseline = fleet.baseline();
+    if json {
+        let text = serde_json::to_string_pretty(&show::as_json(fleet, &baseline))?;
+        return Outcome::yes(text + "\n");
+    }
+    Outcome::yes(show::text(fleet, &baseline))
+}
+
+/// What is read, line by line, and how far.
+struct Input {
+    bar: ProgressBar,
+    lines: u64,
+    bytes: u64,
+    broken: u64,
+    first_broken: Option<String>,
+}
+
+impl Input {
+    fn new(files: &[PathBuf]) -> Self {
+        let sizes = files.iter().map(|path| Some(path.metadata().ok()?.len()));
+        // Of a pipe nobody knows how long it is.
+        let all: Option<u64> = sizes
+            .sum::<Option<u64>>()
+            .filter(|&all| all > 0 && !files.is_empty());
+        let bar = match all {
+            Some(all) if all < SLOW_BYTES => ProgressBar::hidden(),
+            Some(all) => load::bytes_bar(all),
+            None => ProgressBar::new_spinner(),
+        };
+        if all.is_none()
+            && let Ok(style) = ProgressStyle::with_template("{spinner:.cyan} {msg}, {elapsed}")
+        {
+            bar.set_style(style);
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        Self {
+            bar,
+            lines: 0,
+            bytes: 0,
+            broken: 0,
+            first_broken: None,
+        }
+    }
+
+    fn read(
+        &mut self,
+        name: &str,
+        mut input: impl BufRead,
+        fleet: &mut Lines,
+        skip_broken: bool,
+    ) -> anyhow::Result<()> {
+        let mut line = Vec::new();
+        let (mut number, mut next) = (0u64, 0u64);
+        loop {
+            line.clear();
+            (&mut input)
+                .take(MAX_LINE_BYTES.saturating_add(1))
+                .read_until(b'\n', &mut line)
+                .with_context(|| name.to_owned())?;
+            let read = u64::try_from(line.len()).unwrap_or(u64::MAX);
+            if read == 0 {
+                return Ok(());
+            }
+            let at = next;
+            next = next.saturating_add(read);
+            number = number.saturating_add(1);
+            self.tick(read);
+            let place = || format!("{name}, line {number} (byte {at})");
+            if read > MAX_LINE_BYTES {
+                bail!(
+                    "{}: expected one description a line, found a line of more than \
+                     {MAX_LINE_BYTES} bytes",
+                    place()
+                );
+            }
+            if line.trim_ascii().is_empty() {
+                continue;
+            }
+            let mut is_broken = false;
+            let parsed = fleet.add(&line, |line| {
+                serde_json::from_slice(line).inspect_err(|_| is_broken = true)
+            });
+            let Err(error) = parsed else {
+                continue;
+            };
+            if is_broken && skip_broken {
+                self.broken = self.broken.saturating_add(1);
+                self.first_broken
+                    .get_or_insert_with(|| format!("{}: {error}", place()));
+                continue;
+            }
+            return Err(anyhow::Error::new(error).context(format!(
+                "{}: expected a host's description on one line, as `amxctl describe` writes it",
+                place()
+            )));
+        }
+    }
+
+    fn tick(&mut self, read: u64) {
+        self.bytes = self.bytes.saturating_add(read);
+        self.lines = self.lines.saturating_add(1);
+        if self.lines.is_multiple_of(LINES_PER_TICK) {
+            self.bar.set_position(self.bytes);
+            self.bar
+                .set_message(format!("{} hosts", HumanCount(self.lines)));
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Opens what the command line names, with a progress bar where that takes a while.
+
+use std::path::Path;
+use std::time::Duration;
+
+use amxctl::{Given, Snapshot, Subject, open};
+use anyhow::{Context, bail};
+use cpuid_amx::{CpuidTable, Table};
+use indicatif::{ProgressBar, ProgressStyle};
+use xsave_state::Layout;
+
+use crate::cli::GivenArgs;
+use crate::host;
+
+/// A file of text with CPUID has about 5 KB per processor.
+const MAX_CPUID_BYTES: u64 = 16 << 20;
+/// Below, reading is over before the eye has seen a bar.
+const SLOW_BYTES: u64 = 64 << 20;
+
+/// A file and its vCPUs, ready to be judged.
+pub(crate) struct Loaded {
+    pub(crate) name: String,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) subjects: Vec<Subject>,
+}
+
+/// Opens a saved state: all of its vCPUs, or those of `only`.
+pub(crate) fn load(path: &Path, only: &[u32], given: &Given) -> anyhow::Result<Loaded> {
+    let name = path.display().to_string();
+    let mut bar: Option<ProgressBar> = None;
+    let snapshot = open(path, &mut |done, all| {
+        if all > SLOW_BYTES {
+            bar.get_or_insert_with(|| bytes_bar(all)).set_position(done);
+        }
+    })
+    .with_context(|| name.clone());
+    if let Some(bar) = bar {
+        bar.finish_and_clear();
+    }
+    let mut snapshot = snapshot?;
+    let there: Vec<u32> = snapshot.vcpus.iter().map(|vcpu| vcpu.owner.id()).collect();
+    if let Some(missing) = only.iter().find(|id| !there.contains(id)) {
+        bail!("{name}: no vCPU {missing}; there are {}", ids(&there));
+    }
+    if !only.is_empty() {
+        snapshot
+            .vcpus
+            .retain(|vcpu| only.contains(&vcpu.owner.id()));
+    }
+    let subjects = std::mem::take(&mut snapshot.vcpus)
+        .into_iter()
+        .map(|vcpu| vcpu.subject(given))
+        .collect::<Result<_, _>>()
+        .with_context(|| name.clone())?;
+    Ok(Loaded {
+        name,
+        snapshot,
+        subjects,
+    })
+}
+
+/// What the options say.
+pub(crate) fn given(args: &GivenArgs) -> anyhow::Result<Given> {
+    let cpuid = match &args.cpuid {
+        Some(path) => Some((cpuid(path)?, format!("--cpuid {}", path.display()))),
+        None => None,
+    };
+    Ok(Given {
+        cpuid,
+        xcr0: args.xcr0,
+        xfd: args.xfd,
+        xfd_err: args.xfd_err,
+    })
+}
+
+/// CPUID of a guest: as `cpuid -r` prints it, or all that the host of a description gives to one.
+pub(crate) fn cpuid(path: &Path) -> anyhow::Result<Table> {
+    let text = text(path, MAX_CPUID_BYTES)?;
+    let name = || path.display().to_string();
+    if text.trim_start().starts_with('{') {
+        let host = host::parse(path, &text)?;
+        let table = host.guest_cpuid().cloned();
+        return table.with_context(|| format!("{}: a host without KVM has no guests", name()));
+    }
+    text.parse().with_context(|| {
+        format!(
+            "{}: expected CPUID as `cpuid -r` prints it, or a host's description",
+            name()
+        )
+    })
+}
+
+/// A file of text, if it is not longer than that.
+pub(crate) fn text(path: &Path, max_bytes: u64) -> anyhow::Result<String> {
+    use std::io::Read;
+    let name = || path.display().to_string();
+    let source: Box<dyn Read> = if path == Path::new("-") {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(std::fs::File::open(path).with_context(name)?)
+    };
+    let mut text = String::new();
+    let read = source
+        .take(max_bytes.saturating_add(1))
+        .read_to_string(&mut text)
+        .with_context(name)?;
+    if u64::try_from(read).unwrap_or(u64::MAX) > max_bytes {
+        bail!("{}: more than {max_bytes} bytes", path.display());
+    }
+    Ok(text)
+}
+
+/// A bar for bytes, on standard error and on a terminal only.
+pub(crate) fn bytes_bar(all: u64) -> ProgressBar {
+    let bar = ProgressBar::new(all);
+    let style = ProgressStyle::with_template(
+        "{bar:24.cyan} {percent:>3} %  {bytes} of {total_bytes}, {eta} left",
+    );
+    if let Ok(style) = style {
+        bar.set_style(style.progress_chars("━╸─"));
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
+/// The first of them, and how many more.
+fn ids(there: &[u32]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = there
+        .iter()
+        .take(SHOWN)
+        .map(u32::to_string)
+        .collect::<Vec<_>>()
+        .join(", ");
+    let more = there.len().saturating_sub(SHOWN);
+    if more > 0 {
+        text.push_str(&format!(" and {more} more"));
+    }
+    text
+}
+
+/// Where the components of a guest with that CPUID lie.
+pub(crate) fn layout(path: &Path) -> anyhow::Result<Layout> {
+    let table = cpuid(path)?;
+    Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf))
+        .with_context(|| path.display().to_string())
+}

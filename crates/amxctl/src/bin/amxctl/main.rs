@@ -1,0 +1,102 @@
+//! amxctl: the operator's tool for Intel AMX on KVM.
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
+
+mod check;
+mod cli;
+mod compat;
+mod convert;
+mod diff;
+mod fleet;
+mod host;
+mod inspect;
+mod load;
+mod map;
+mod pages;
+mod screen;
+mod svg;
+mod tiles;
+mod verify;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use cli::{Cli, Command};
+
+/// What a command has to say, and whether the answer is yes.
+struct Outcome {
+    text: String,
+    answer: Answer,
+}
+
+/// The exit codes, as `amxctl --help` lists them. Trouble is 2, as clap has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Yes,
+    No,
+    Warning,
+}
+
+impl Outcome {
+    fn yes(text: String) -> anyhow::Result<Self> {
+        Ok(Self {
+            text,
+            answer: Answer::Yes,
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let color = screen::color_of(std::env::args_os());
+    let matches = Cli::command().color(color.for_clap()).get_matches();
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
+    cli.color.apply();
+    let outcome = match run(&cli) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            screen::error(&error);
+            return ExitCode::from(2);
+        }
+    };
+    match io::stdout().write_all(outcome.text.as_bytes()) {
+        // Whoever reads has seen enough.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            screen::error(&error.into());
+            ExitCode::from(2)
+        }
+        _ => match outcome.answer {
+            Answer::Yes => ExitCode::SUCCESS,
+            Answer::No => ExitCode::from(1),
+            Answer::Warning => ExitCode::from(3),
+        },
+    }
+}
+
+fn run(cli: &Cli) -> anyhow::Result<Outcome> {
+    let json = cli.json;
+    match &cli.command {
+        Command::Check(args) => check::run(args, json),
+        Command::Describe(args) => host::describe(args),
+        Command::Baseline(args) => fleet::baseline(args, json),
+        Command::Merge(args) => fleet::merge(args, json),
+        Command::Compat(args) => compat::run(args, json),
+        Command::Inspect(args) => inspect::run(args, json),
+        Command::Diff(args) => diff::run(args, json),
+        Command::Verify(args) => verify::run(args, json),
+        Command::Convert(args) => convert::run(args, json),
+        Command::Completions { shell } => Outcome::yes(pages::completions(*shell)),
+        Command::Man { folder } => Outcome::yes(pages::man(folder)?),
+    }
+}

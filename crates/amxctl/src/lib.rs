@@ -1,0 +1,32 @@
+#![cfg_attr(
+    test,
+    allow(
+        clippy::unwrap_used,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::cast_possible_truncation
+    )
+)]
+#![doc = include_str!("../README.md")]
+//!
+//! # Modules
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`mod@open`] | files of several VMMs, and core dumps, as vCPUs with their bytes |
+//! | [`vcpu`] | one such vCPU, and what is known of it from where |
+//! | [`guess`] | where the components lie when nobody says so |
+//! | [`rules`] | which of the invariants of such a state hold |
+//! | [`parts`] | registers, tile rows and fields within a component |
+//! | [`mod@diff`] | in which of them two states differ |
+
+mod bytes;
+pub mod diff;
+pub mod guess;
+pub mod open;
+pub mod parts;
+pub mod rules;
+pub mod vcpu;
+
+pub use open::{Format, OpenError, Snapshot, open};
+pub use vcpu::{Given, Known, Source, Subject, Vcpu};

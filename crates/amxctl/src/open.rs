@@ -1,0 +1,264 @@
+//! Files of several VMMs, and core dumps, as vCPUs with their bytes.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use xsave_state::layout::MAX_AREA_BYTES;
+use xsave_state::wire;
+
+use crate::vcpu::Vcpu;
+
+mod cloud_hypervisor;
+mod debug_text;
+mod elf_core;
+mod error;
+mod firecracker;
+mod own;
+mod raw;
+
+pub use error::OpenError;
+
+/// No file that has to be read whole may have more bytes. A Cloud Hypervisor snapshot has about
+/// 35 KB per vCPU, and a container of ours less. Of core dumps only the notes are read.
+pub const MAX_FILE_BYTES: u64 = 1 << 30;
+/// The notes of a core dump may have at most this many bytes.
+pub const MAX_NOTE_BYTES: u64 = 256 << 20;
+
+/// What kind of file it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Format {
+    /// One state in the format of xsave-state.
+    State,
+    /// A container of such states.
+    Container,
+    /// The bytes of KVM_GET_XSAVE2, or of an XSAVE instruction.
+    Raw,
+    /// state.json of a Cloud Hypervisor snapshot.
+    CloudHypervisor,
+    /// What Firecracker's snapshot-editor prints.
+    Firecracker,
+    /// A core dump: the NT_X86_XSTATE note of each thread.
+    ElfCore,
+}
+
+impl Format {
+    /// Its name for machines.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Container => "container",
+            Self::Raw => "raw",
+            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::Firecracker => "firecracker",
+            Self::ElfCore => "elf-core",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::State => "vmm-amx state",
+            Self::Container => "vmm-amx container",
+            Self::Raw => "raw XSAVE area",
+            Self::CloudHypervisor => "Cloud Hypervisor snapshot",
+            Self::Firecracker => "text of Firecracker's snapshot-editor",
+            Self::ElfCore => "ELF core dump",
+        })
+    }
+}
+
+/// What a file has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// What kind of file it is.
+    pub format: Format,
+    /// Its length in bytes.
+    pub file_bytes: u64,
+    /// Its vCPUs or threads, by ascending identifier. There is at least one.
+    pub vcpus: Vec<Vcpu>,
+}
+
+/// Opens a file, or the folder of a Cloud Hypervisor snapshot. The contents say what it is, not the
+/// name.
+///
+/// `progress(done, all)` is called with bytes read, for files that take a while.
+///
+/// # Errors
+///
+/// It cannot be read, or is none of the formats, or a broken one: see [`OpenError`]. Nothing of the
+/// state itself is checked, so that what is invalid can be looked at.
+pub fn open(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Snapshot, OpenError> {
+    let path = file_in(path)?;
+    let io = |source| OpenError::Io {
+        path: path.clone(),
+        source,
+    };
+    let mut file = File::open(&path).map_err(io)?;
+    let mut start = Vec::new();
+    (&mut file).take(64).read_to_end(&mut start).map_err(io)?;
+    file.seek(SeekFrom::Start(0)).map_err(io)?;
+    let file_bytes = file.metadata().map_err(io)?.len();
+
+    if start.starts_with(b"\x7fELF") {
+        let vcpus = elf_core::read(file)?;
+        return not_empty(Format::ElfCore, file_bytes, vcpus);
+    }
+    // What is not recognised is not read.
+    let format = recognise(&start, file_bytes)?;
+    let bytes = read_all(file, file_bytes, progress).map_err(io)?;
+    parse(format, &bytes)
+}
+
+/// The same for bytes that are in memory.
+///
+/// # Errors
+///
+/// As [`open`].
+pub fn open_bytes(bytes: &[u8]) -> Result<Snapshot, OpenError> {
+    let file_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    if bytes.starts_with(b"\x7fELF") {
+        let vcpus = elf_core::read(std::io::Cursor::new(bytes))?;
+        return not_empty(Format::ElfCore, file_bytes, vcpus);
+    }
+    parse(recognise(bytes, file_bytes)?, bytes)
+}
+
+fn parse(format: Format, bytes: &[u8]) -> Result<Snapshot, OpenError> {
+    let vcpus = match format {
+        Format::State => own::state(bytes)?,
+        Format::Container => own::container(bytes)?,
+        Format::CloudHypervisor => cloud_hypervisor::parse(bytes)?,
+        Format::Firecracker => firecracker::parse(bytes)?,
+        Format::Raw | Format::ElfCore => raw::parse(bytes),
+    };
+    let file_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    not_empty(format, file_bytes, vcpus)
+}
+
+fn not_empty(format: Format, file_bytes: u64, mut vcpus: Vec<Vcpu>) -> Result<Snapshot, OpenError> {
+    if vcpus.is_empty() {
+        return Err(OpenError::NoVcpu { format });
+    }
+    vcpus.sort_by_key(|vcpu| vcpu.owner);
+    Ok(Snapshot {
+        format,
+        file_bytes,
+        vcpus,
+    })
+}
+
+/// The file itself, or that of a snapshot's folder.
+fn file_in(path: &Path) -> Result<PathBuf, OpenError> {
+    if !path.is_dir() {
+        return Ok(path.to_owned());
+    }
+    let state = path.join("state.json");
+    if state.is_file() {
+        return Ok(state);
+    }
+    Err(OpenError::Folder {
+        path: path.to_owned(),
+    })
+}
+
+/// What the first bytes say. A raw area has no beginning of its own; its length has to do.
+fn recognise(start: &[u8], file_bytes: u64) -> Result<Format, OpenError> {
+    let text = start.trim_ascii_start();
+    if start.starts_with(&wire::MAGIC) {
+        return Ok(Format::State);
+    }
+    if start.starts_with(&wire::CONTAINER_MAGIC) {
+        return Ok(Format::Container);
+    }
+    if text.starts_with(b"{") {
+        return Ok(Format::CloudHypervisor);
+    }
+    if text.starts_with(b"vcpu ") {
+        return Ok(Format::Firecracker);
+    }
+    if [&b"CPU"[..], b"0x0000", b"# "]
+        .iter()
+        .any(|first| text.starts_with(first))
+    {
+        return Err(OpenError::CpuidDump);
+    }
+    if let Some(hint) = known_elsewhere(start) {
+        return Err(OpenError::Known {
+            what: hint.0,
+            instead: hint.1,
+        });
+    }
+    let largest = u64::try_from(MAX_AREA_BYTES).unwrap_or(u64::MAX);
+    if (raw::MIN_BYTES..=largest).contains(&file_bytes) {
+        return Ok(Format::Raw);
+    }
+    let mut first = [0; 8];
+    for (to, &from) in first.iter_mut().zip(start) {
+        *to = from;
+    }
+    Err(OpenError::Unknown { first, file_bytes })
+}
+
+/// Files that people try, what they are and what to do with them.
+fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
+    // Its magic number, 0x0710198486640000, behind a byte of bitcode.
+    let firecracker = b"\0\0\0\x64\x86\x84\x19\x10\x07";
+    let known: [(&[u8], &str, &str); 6] = [
+        (
+            firecracker,
+            "a Firecracker vmstate, which does not describe itself",
+            "run Firecracker's `snapshot-editor info-vmstate vcpu-states` and open what it prints",
+        ),
+        (
+            b"QEVM",
+            "a QEMU migration stream",
+            "QEMU's own scripts/analyze-migration.py prints it",
+        ),
+        (
+            b"\x19\x43\x56\x54",
+            "an image of CRIU, whose format has no place for tiles",
+            "CRIU's own coredump tool makes a core dump of it, which can be opened",
+        ),
+        (b"\x1f\x8b", "compressed by gzip", "unpack it first"),
+        (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it first"),
+        (b"\xfd7zXZ", "compressed by xz", "unpack it first"),
+    ];
+    known
+        .into_iter()
+        .find(|(magic, ..)| start.starts_with(magic))
+        .map(|(_, what, instead)| (what, instead))
+}
+
+/// Reads a file of stated length, and not a byte more than [`MAX_FILE_BYTES`].
+fn read_all(
+    mut file: File,
+    file_bytes: u64,
+    progress: &mut dyn FnMut(u64, u64),
+) -> std::io::Result<Vec<u8>> {
+    const PIECE: u64 = 4 << 20;
+    if file_bytes > MAX_FILE_BYTES {
+        return Err(std::io::Error::new(
+            std::io::ErrorKind::FileTooLarge,
+            format!("it has {file_bytes} bytes; at most {MAX_FILE_BYTES} are read"),
+        ));
+    }
+    let mut bytes = Vec::new();
+    loop {
+        let before = bytes.len();
+        // A device or a pipe has no length of its own, but an end.
+        (&mut file).take(PIECE).read_to_end(&mut bytes)?;
+        let done = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        progress(done, file_bytes.max(done));
+        if bytes.len() == before {
+            return Ok(bytes);
+        }
+        if done > MAX_FILE_BYTES {
+            return Err(std::io::ErrorKind::FileTooLarge.into());
+        }
+    }
+}

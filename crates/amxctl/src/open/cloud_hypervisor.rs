@@ -1,0 +1,231 @@
+//! state.json of a Cloud Hypervisor snapshot: JSON, and in it one string of JSON per vCPU.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use cpuid_amx::{Entry, Table};
+use serde::Deserialize;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use xsave_state::XFeatures;
+
+use super::OpenError;
+use crate::bytes;
+use crate::vcpu::{Owner, Places, Vcpu};
+
+const IA32_XFD: u32 = 0x1c4;
+const IA32_XFD_ERR: u32 = 0x1c5;
+/// Words of kvm_xsave.
+const REGION_WORDS: usize = 1024;
+/// KVM_CPUID_FLAG_SIGNIFCANT_INDEX.
+const SIGNIFICANT_INDEX: u32 = 1;
+
+/// One snapshot of a tree of them.
+#[derive(Deserialize)]
+struct Node {
+    #[serde(default)]
+    snapshots: BTreeMap<String, Node>,
+    #[serde(default)]
+    snapshot_data: Option<Data>,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    state: String,
+}
+
+/// Of the tree only the branch of the vCPUs is read.
+struct Root {
+    cpu_manager: Option<Node>,
+}
+
+#[derive(Deserialize)]
+struct VcpuState {
+    #[serde(rename = "Kvm")]
+    kvm: KvmState,
+}
+
+#[derive(Deserialize)]
+struct KvmState {
+    cpuid: Vec<CpuidEntry>,
+    msrs: Vec<Msr>,
+    xsave: Xsave,
+    xcrs: Vec<u8>,
+}
+
+#[derive(Deserialize)]
+struct CpuidEntry {
+    function: u32,
+    index: u32,
+    flags: u32,
+    eax: u32,
+    ebx: u32,
+    ecx: u32,
+    edx: u32,
+}
+
+#[derive(Deserialize)]
+struct Msr {
+    index: u32,
+    data: u64,
+}
+
+#[derive(Deserialize)]
+struct Xsave {
+    region: Vec<u32>,
+    #[serde(default)]
+    extra: Vec<u32>,
+}
+
+pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
+    let top: Top = serde_json::from_slice(bytes).map_err(|e| json(&e, bytes, "the file".into()))?;
+    let Some(manager) = top.root.and_then(|root| root.cpu_manager) else {
+        if top.keys.iter().any(|key| key == "format") {
+            return Err(OpenError::HostDescription);
+        }
+        return Err(OpenError::OtherJson { keys: top.keys });
+    };
+    let mut vcpus = Vec::new();
+    for (name, node) in manager.snapshots {
+        let (Ok(id), Some(data)) = (name.parse::<u32>(), node.snapshot_data) else {
+            continue;
+        };
+        let state: VcpuState = serde_json::from_str(&data.state)
+            .map_err(|e| json(&e, data.state.as_bytes(), format!("the state of vCPU {id}")))?;
+        vcpus.push(vcpu(id, &state.kvm)?);
+    }
+    Ok(vcpus)
+}
+
+fn vcpu(id: u32, state: &KvmState) -> Result<Vcpu, OpenError> {
+    let xsave = &state.xsave;
+    if xsave.region.len() != REGION_WORDS {
+        return Err(OpenError::Field {
+            vcpu: id,
+            field: "words in xsave.region",
+            expected: REGION_WORDS,
+            found: xsave.region.len(),
+        });
+    }
+    let words = xsave.region.iter().chain(&xsave.extra);
+    let area = words.flat_map(|word| word.to_le_bytes()).collect();
+    let table: Table = state.cpuid.iter().map(CpuidEntry::entry).collect();
+    let msr = |index| {
+        let msr = state.msrs.iter().find(|msr| msr.index == index);
+        msr.map(|msr| XFeatures::from_bits_retain(msr.data))
+    };
+    Ok(Vcpu {
+        owner: Owner::Vcpu(id),
+        area,
+        places: Places::Cpuid(table),
+        xcr0: xcr0(&state.xcrs),
+        xfd: msr(IA32_XFD),
+        xfd_err: msr(IA32_XFD_ERR),
+    })
+}
+
+impl CpuidEntry {
+    fn entry(&self) -> Entry {
+        Entry {
+            leaf: self.function,
+            subleaf: (self.flags & SIGNIFICANT_INDEX != 0).then_some(self.index),
+            value: [self.eax, self.ebx, self.ecx, self.edx],
+        }
+    }
+}
+
+/// XCR0 of the bytes of kvm_xcrs: how many there are, flags, then (number, reserved, value) of each.
+fn xcr0(xcrs: &[u8]) -> Option<XFeatures> {
+    let count = usize::try_from(bytes::u32_at(xcrs, 0)).ok()?;
+    let entries = xcrs.get(8..)?.chunks_exact(16).take(count);
+    let mut found = entries.filter(|entry| bytes::u32_at(entry, 0) == 0);
+    let entry = found.next()?;
+    Some(XFeatures::from_bits_retain(bytes::u64_at(entry, 8)))
+}
+
+/// The file: `snapshots`, and the names of the other keys for the error.
+struct Top {
+    root: Option<Root>,
+    keys: Vec<String>,
+}
+
+impl<'de> Deserialize<'de> for Top {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TopVisitor;
+        impl<'de> Visitor<'de> for TopVisitor {
+            type Value = Top;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a Cloud Hypervisor snapshot")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Top, A::Error> {
+                let mut top = Top {
+                    root: None,
+                    keys: Vec::new(),
+                };
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "snapshots" {
+                        top.root = Some(map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                    if top.keys.len() < 8 {
+                        top.keys.push(key.chars().take(40).collect());
+                    }
+                }
+                Ok(top)
+            }
+        }
+        deserializer.deserialize_map(TopVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for Root {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct RootVisitor;
+        impl<'de> Visitor<'de> for RootVisitor {
+            type Value = Root;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the snapshots of Cloud Hypervisor's components")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Root, A::Error> {
+                let mut root = Root { cpu_manager: None };
+                while let Some(key) = map.next_key::<String>()? {
+                    if key == "cpu-manager" {
+                        root.cpu_manager = Some(map.next_value()?);
+                    } else {
+                        map.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(root)
+            }
+        }
+        deserializer.deserialize_map(RootVisitor)
+    }
+}
+
+/// serde_json counts lines and columns; files like these are one line, or few.
+fn json(error: &serde_json::Error, text: &[u8], place: String) -> OpenError {
+    let before: usize = text
+        .split_inclusive(|&byte| byte == b'\n')
+        .take(error.line().saturating_sub(1))
+        .map(<[u8]>::len)
+        .fold(0, usize::saturating_add);
+    let mut message = error.to_string();
+    if let Some(at) = message.rfind(" at line ") {
+        message.truncate(at);
+    }
+    // The column counts from 1: it is that of the byte that is wrong, or of the last one there.
+    let column = if error.is_syntax() {
+        error.column().saturating_sub(1)
+    } else {
+        error.column()
+    };
+    OpenError::Json {
+        offset: before.saturating_add(column),
+        place,
+        message,
+    }
+}

@@ -1,0 +1,192 @@
+//! No reader panics, whatever a file has: fixtures with bytes changed, cut, doubled and exchanged.
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    missing_docs
+)]
+
+mod common;
+
+use std::sync::LazyLock;
+
+use amxctl::diff::diff;
+use amxctl::open::open_bytes;
+use amxctl::{Given, parts, rules};
+use common::fixture;
+use proptest::prelude::*;
+use xsave_state::wire::{self, Codec, Writer};
+
+#[test]
+fn text_that_is_nested_without_end_is_refused() {
+    let text = format!("vcpu 0:\n{}", "A {\n".repeat(1_000_000));
+    let error = open_bytes(text.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("nested deeper than 64"), "{error}");
+}
+
+#[test]
+fn text_that_has_more_than_an_area_is_refused() {
+    let words = "0,\n".repeat(20_000);
+    let text = format!("vcpu 0:\nA {{\nxsave: B {{\nentries: [\n{words}],\n}},\n}}\n");
+    let error = open_bytes(text.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("at most 65536 bytes"), "{error}");
+}
+
+#[test]
+fn a_core_dump_with_a_larger_area_than_there_can_be_is_refused() {
+    let mut core = fixture("process.core");
+    // A second note of 70,000 bytes behind the others.
+    let mut note = Vec::new();
+    for word in [6u32, 70_000, 0x202] {
+        note.extend_from_slice(&word.to_le_bytes());
+    }
+    note.extend_from_slice(b"LINUX\0\0\0");
+    note.resize(note.len() + 70_000, 0);
+    core.extend_from_slice(&note);
+    let bytes = (core.len() - 120) as u64;
+    core[64 + 32..64 + 40].copy_from_slice(&bytes.to_le_bytes());
+    let error = open_bytes(&core).unwrap_err().to_string();
+    assert!(error.contains("at most 65536 are possible"), "{error}");
+}
+
+/// One file of each format.
+static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(files);
+
+fn files() -> Vec<Vec<u8>> {
+    let subject = common::subject(&fixture("live-tiles.xsave2"));
+    let state = subject.state().unwrap();
+    let mut writer = Writer::new();
+    let codec = Codec::new(state.layout());
+    let mut container = writer.push(0, &codec, &state).unwrap().to_vec();
+    container.extend_from_slice(writer.push(1, &codec, &state).unwrap());
+    container.extend_from_slice(writer.finish());
+    let mut compacted = state.image().to_compacted();
+    compacted[464..472].copy_from_slice(&0x602e7u64.to_le_bytes());
+    vec![
+        wire::encode(&state),
+        container,
+        fixture("live-tiles.xsave2"),
+        compacted,
+        fixture("cloud-hypervisor/state.json"),
+        fixture("firecracker.txt"),
+        fixture("process.core"),
+    ]
+}
+
+#[derive(Clone, Debug)]
+enum Mutation {
+    Set(usize, u8),
+    Flip(usize, u8),
+    Number(usize, u32),
+    Cut(usize),
+    Copy(usize, usize, usize),
+    Remove(usize, usize),
+}
+
+fn mutation() -> impl Strategy<Value = Mutation> {
+    let extreme = prop_oneof![
+        Just(0u32),
+        Just(u32::MAX),
+        Just(1 << 31),
+        Just(64),
+        any::<u32>()
+    ];
+    prop_oneof![
+        (any::<usize>(), any::<u8>()).prop_map(|(at, byte)| Mutation::Set(at, byte)),
+        (any::<usize>(), 0u8..8).prop_map(|(at, bit)| Mutation::Flip(at, bit)),
+        (any::<usize>(), extreme).prop_map(|(at, number)| Mutation::Number(at, number)),
+        any::<usize>().prop_map(Mutation::Cut),
+        (any::<usize>(), any::<usize>(), 0usize..600)
+            .prop_map(|(from, to, len)| Mutation::Copy(from, to, len)),
+        (any::<usize>(), 0usize..200).prop_map(|(at, len)| Mutation::Remove(at, len)),
+    ]
+}
+
+fn apply(bytes: &mut Vec<u8>, mutation: &Mutation) {
+    let len = bytes.len();
+    if len == 0 {
+        return;
+    }
+    match *mutation {
+        Mutation::Set(at, byte) => bytes[at % len] = byte,
+        Mutation::Flip(at, bit) => bytes[at % len] ^= 1 << bit,
+        Mutation::Number(at, number) => {
+            // Headers are at the start: half of the numbers go there.
+            let at = if at & 1 == 0 {
+                at % len
+            } else {
+                (at >> 1) % len.min(600)
+            };
+            for (to, from) in bytes[at..].iter_mut().zip(number.to_le_bytes()) {
+                *to = from;
+            }
+        }
+        Mutation::Cut(at) => bytes.truncate(at % len),
+        Mutation::Copy(from, to, count) => {
+            let piece: Vec<u8> = bytes[from % len..].iter().copied().take(count).collect();
+            let to = to % len;
+            bytes.splice(to..to, piece);
+        }
+        Mutation::Remove(at, count) => {
+            let at = at % len;
+            bytes.drain(at..(at + count).min(len));
+        }
+    }
+}
+
+/// All that the tool does with a file.
+fn exercise(bytes: &[u8]) {
+    let snapshot = match open_bytes(bytes) {
+        Ok(snapshot) => snapshot,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return;
+        }
+    };
+    let mut subjects = Vec::new();
+    for vcpu in snapshot.vcpus {
+        match vcpu.subject(&Given::default()) {
+            Ok(subject) => subjects.push(subject),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+    for subject in &subjects {
+        assert_eq!(rules::check(subject).len(), rules::Rule::ALL.len());
+        let _ = subject.state();
+        let palette = parts::palette(subject);
+        for component in subject.layout.value.components() {
+            let content = subject.component(component.id());
+            assert!(content.len() <= component.size());
+            let _ = parts::of(component, palette.as_ref());
+        }
+        let _ = diff(subject, &subjects[0]);
+        assert!(diff(subject, subject).is_empty());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    #[test]
+    fn a_mutated_file_of_any_format_is_read_or_refused(
+        mutations in proptest::collection::vec(mutation(), 1..6)
+    ) {
+        for mut bytes in FILES.clone() {
+            for mutation in &mutations {
+                apply(&mut bytes, mutation);
+            }
+            exercise(&bytes);
+        }
+    }
+
+    #[test]
+    fn anything_behind_a_known_beginning_is_read_or_refused(
+        start in 0usize..7,
+        rest in proptest::collection::vec(any::<u8>(), 0..2000)
+    ) {
+        let mut bytes = FILES[start].iter().copied().take(20).collect::<Vec<u8>>();
+        bytes.extend(rest);
+        exercise(&bytes);
+    }
+}

@@ -1,0 +1,163 @@
+//! Encoded states: the verdict is that of a second reader, and what decodes is what encoding the
+//! result gives.
+
+use std::cell::Cell;
+use std::sync::OnceLock;
+
+use xsave_state::wire::{self, Blob, Buffer, Codec, DecodeError};
+use xsave_state::{ExtendedState, Image};
+
+use crate::input::Input;
+use crate::{encoded, layouts, states};
+
+/// The bytes begin as the encoding of a state; otherwise they are the input.
+const MADE: u8 = 1;
+/// The state has another layout than the reader.
+const OTHER: u8 = 2;
+/// At last they get their length and a right checksum.
+const SEALED: u8 = 4;
+
+/// Flags, the reader's layout, and then bytes; or the layout of a state where the flags say so, a
+/// state, and edits of its encoding: kind (1 byte) and what `splice` takes.
+pub fn wire_decode(data: &[u8]) {
+    let mut input = Input::new(data);
+    let flags = input.u8();
+    let codec = input.pick(codecs());
+    let mut bytes = if flags & MADE == 0 {
+        input.rest().to_vec()
+    } else {
+        let source = match flags & OTHER {
+            0 => codec.layout(),
+            _ => layouts::pick(&mut input),
+        };
+        let Some(state) = states::any(&mut input, source) else {
+            return;
+        };
+        let mut bytes = wire::encode(&state);
+        same(&state, &encoded::state(&bytes, source).unwrap());
+        while !input.is_empty() && bytes.len() < 1 << 17 {
+            let kind = input.u8();
+            splice(&mut input, &mut bytes, kind);
+        }
+        bytes
+    };
+    if flags & SEALED != 0 {
+        encoded::seal_state(&mut bytes);
+    }
+    decode(&bytes, codec);
+}
+
+/// One of each layout, in the order of [`layouts::layouts`].
+pub(crate) fn codecs() -> &'static [Codec] {
+    static CODECS: OnceLock<Vec<Codec>> = OnceLock::new();
+    CODECS.get_or_init(|| layouts::layouts().iter().map(Codec::new).collect())
+}
+
+thread_local! {
+    static USED: Cell<Buffer> = const { Cell::new(Buffer::new()) };
+}
+
+/// What a reader, with a codec or without, says of `bytes`.
+pub(crate) fn decode(bytes: &[u8], codec: &Codec) {
+    let second = encoded::state(bytes, codec.layout());
+    // What the buffer had before must not matter: one layout's states, mostly.
+    let mut buffer = USED.take();
+    let decoded = codec.decode(bytes, &mut buffer);
+    assert_eq!(codec.decode_owned(bytes), decoded);
+    let alone = wire::decode(bytes);
+    let blob = Blob::parse(bytes);
+    match (&decoded, &second) {
+        (Ok(state), Ok(second)) => {
+            same(state, second);
+            assert!(state.image().as_bytes() == second.area);
+            let mut again = Vec::new();
+            codec.encode(state, &mut again).unwrap();
+            assert!(again == bytes);
+            assert!(alone.is_ok());
+        }
+        (Err(error), Err(_)) => {
+            assert!(!error.to_string().is_empty());
+            if !matches!(error, DecodeError::OtherLayout { .. }) {
+                assert_eq!(alone.as_ref().err(), Some(error));
+            }
+        }
+        _ => panic!("decoded: {decoded:?}; the second reader says {second:?}"),
+    }
+    drop(decoded);
+    USED.set(buffer);
+    // With the layout that the bytes carry, which no reader here need have.
+    match &alone {
+        Ok(state) => {
+            same(state, &encoded::state(bytes, state.layout()).unwrap());
+            assert!(wire::encode(state) == bytes);
+            assert_eq!(wire::encoded_bytes(bytes), Ok(bytes.len()));
+            look(blob.as_ref().unwrap(), state);
+        }
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            let of_the_state = matches!(error, DecodeError::Image(_) | DecodeError::State(_));
+            assert_eq!(blob.is_ok(), of_the_state, "{error}");
+            assert!(blob.is_ok() || blob.err().as_ref() == Some(error));
+        }
+    }
+}
+
+/// The look inside says what the state is.
+fn look(blob: &Blob<'_>, state: &ExtendedState<'_>) {
+    let image = state.image();
+    assert_eq!(blob.registers(), state.registers());
+    assert_eq!(blob.xstate_bv(), image.xstate_bv());
+    assert_eq!(blob.mxcsr(), image.mxcsr());
+    assert_eq!(blob.layout(), state.layout());
+    let mut ids = image.xstate_bv().components();
+    for record in blob.records() {
+        assert_eq!(Some(record.id()), ids.next());
+        let content = image.component(record.id()).unwrap();
+        assert_eq!(record.size(), content.len());
+        assert_eq!(record.lines(), content.len().div_ceil(64));
+        let mut stored = record.stored();
+        let mut count = 0;
+        for (number, line) in content.chunks(64).enumerate().skip(1) {
+            let zero = line.iter().all(|&byte| byte == 0);
+            assert_eq!(record.is_stored(number), !zero);
+            count += usize::from(!zero);
+        }
+        // The first line of x87 has MXCSR in it, which is not stored there.
+        if record.is_stored(0) {
+            stored = &stored[64.min(content.len())..];
+            assert_eq!(count + 1, record.stored_lines());
+        }
+        for line in content.chunks(64).skip(1) {
+            if let Some(rest) = stored.strip_prefix(line) {
+                stored = rest;
+            }
+        }
+        assert!(stored.is_empty());
+    }
+    assert_eq!(ids.next(), None);
+}
+
+/// The state is what the second reader read. Areas may differ in bytes that mean nothing.
+pub(crate) fn same(state: &ExtendedState<'_>, second: &encoded::State) {
+    let registers = state.registers();
+    let registers = [registers.xcr0, registers.xfd, registers.xfd_err].map(|bits| bits.bits());
+    assert_eq!(registers, second.registers);
+    let image = Image::parse(&second.area, state.layout()).unwrap();
+    assert_eq!(&image, state.image());
+}
+
+/// An edit: an offset (2 bytes), a number of bytes (1 byte) and, where it does not remove, those
+/// bytes. By its kind it overwrites, inserts or removes.
+pub(crate) fn splice(input: &mut Input<'_>, bytes: &mut Vec<u8>, kind: u8) {
+    let at = usize::from(input.u16()).min(bytes.len());
+    let len = usize::from(input.u8());
+    let end = (at + len).min(bytes.len());
+    match kind % 3 {
+        0 => {
+            let new = input.bytes(end - at);
+            bytes[at..at + new.len()].copy_from_slice(new);
+        }
+        1 => drop(bytes.splice(at..at, input.bytes(len).iter().copied())),
+        _ => drop(bytes.drain(at..end)),
+    }
+}
