@@ -16,6 +16,7 @@
 //! | [`restore`] | puts it into a new VM |
 //! | [`registers`] | the registers that KVM has a structure for, as plain data |
 //! | [`snapshot`] | a VM's state as checked data, and its bytes |
+//! | [`first_use`] | the moment at which a guest first uses AMX |
 //! | [`fit`] | whether a snapshot can go on here, or every reason why not |
 //! | [`mod@file`] | a file that is there entirely or not at all |
 
@@ -32,6 +33,7 @@
 pub mod bus;
 pub mod capture;
 pub mod file;
+pub mod first_use;
 pub mod fit;
 pub mod host;
 pub mod kick;
@@ -44,6 +46,7 @@ pub mod vm;
 
 pub use bus::{Bus, BusError, Console, Doorbell};
 pub use capture::CaptureError;
+pub use first_use::{FirstUse, FirstUseError};
 pub use fit::{Reason, Unfit};
 pub use host::{Host, HostError};
 pub use restore::RestoreError;

@@ -3,6 +3,7 @@
 //! Each vCPU has a thread while it runs. A vCPU that is stopped has no exit left to complete: an
 //! OUT that the guest has executed is neither seen twice nor lost when its state moves on.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -11,9 +12,12 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::libc::{EAGAIN, EINTR};
 use thiserror::Error;
+use vcpu_realloc::growth::{Ledger, LedgerError};
+use vcpu_realloc::kvm::HandleError;
 use vmm_sys_util::errno;
 
 use crate::bus::{Bus, BusError};
+use crate::first_use::{FirstUse, Gate};
 use crate::kick::{self, Kick, Kickable};
 
 /// How many exits one instruction may take to be completed. REP OUTSB takes one per chunk, a memory
@@ -41,12 +45,20 @@ enum Event {
     Ended(Result<Ended, RunError>),
 }
 
+/// The gate of a vCPU and the VM's memory behind it, where somebody watches.
+type Watched<'a> = Option<(&'a mut Gate, &'a Mutex<Ledger<Instant>>)>;
+
 /// Runs `vcpus`, each on a thread of its own, until all halt or `limit` is over.
 pub(crate) fn run(
     vcpus: &mut [VcpuFd],
+    first_use: Option<&mut FirstUse>,
     bus: &impl Bus,
     limit: Duration,
 ) -> Result<Ended, RunError> {
+    let (mut gates, ledger) = match first_use {
+        Some(FirstUse { gates, ledger, .. }) => (Some(gates.iter_mut()), Some(&*ledger)),
+        None => (None, None),
+    };
     kick::install().map_err(RunError::Signal)?;
     let stop = AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
@@ -54,10 +66,12 @@ pub(crate) fn run(
         let mut handles = Vec::new();
         for (index, vcpu) in (0..).zip(vcpus.iter_mut()) {
             let (sender, stop) = (sender.clone(), &stop);
+            let gate = gates.as_mut().and_then(Iterator::next);
+            let mut watched = gate.zip(ledger);
             handles.push(scope.spawn(move || {
                 // The receiver outlives all threads: it cannot be gone.
                 let _ = sender.send(Event::Started(Kick::this_thread()));
-                let ended = run_one(vcpu, index, bus, stop);
+                let ended = run_one(vcpu, index, &mut watched, bus, stop);
                 let _ = sender.send(Event::Ended(ended));
             }));
         }
@@ -130,6 +144,7 @@ fn worse(
 fn run_one(
     vcpu: &mut VcpuFd,
     index: u8,
+    watched: &mut Watched<'_>,
     bus: &impl Bus,
     stop: &AtomicBool,
 ) -> Result<Ended, RunError> {
@@ -138,7 +153,7 @@ fn run_one(
     // The flag is set before the kick is sent, and looked at after `immediate_exit` was cleared, so
     // a kick that comes between any two of these steps ends the loop.
     while !stop.load(Ordering::SeqCst) {
-        match step(kickable.vcpu(), index, bus)? {
+        match step(kickable.vcpu(), index, watched, bus)? {
             Some(Next::Run) if bus.stops(index) => break,
             Some(Next::Run) => {}
             Some(Next::Halt) => {
@@ -148,17 +163,22 @@ fn run_one(
             None => kickable.vcpu().set_kvm_immediate_exit(0),
         }
     }
-    complete(kickable.vcpu(), index, bus)?;
+    complete(kickable.vcpu(), index, watched, bus)?;
     Ok(ended)
 }
 
 /// Completes what the last exit left pending: KVM takes over the result of a port or memory access
 /// when KVM_RUN is called next, and with `immediate_exit` it does nothing else. One instruction can
 /// need more than one exit.
-fn complete(vcpu: &mut VcpuFd, index: u8, bus: &impl Bus) -> Result<(), RunError> {
+fn complete(
+    vcpu: &mut VcpuFd,
+    index: u8,
+    watched: &mut Watched<'_>,
+    bus: &impl Bus,
+) -> Result<(), RunError> {
     for _ in 0..MAX_COMPLETIONS {
         vcpu.set_kvm_immediate_exit(1);
-        if step(vcpu, index, bus)?.is_none() {
+        if step(vcpu, index, watched, bus)?.is_none() {
             vcpu.set_kvm_immediate_exit(0);
             return Ok(());
         }
@@ -171,7 +191,12 @@ fn complete(vcpu: &mut VcpuFd, index: u8, bus: &impl Bus) -> Result<(), RunError
 }
 
 /// KVM_RUN, and the exit. `None`: interrupted, nothing is pending.
-fn step(vcpu: &mut VcpuFd, index: u8, bus: &impl Bus) -> Result<Option<Next>, RunError> {
+fn step(
+    vcpu: &mut VcpuFd,
+    index: u8,
+    watched: &mut Watched<'_>,
+    bus: &impl Bus,
+) -> Result<Option<Next>, RunError> {
     let exit = match vcpu.run() {
         Ok(exit) => exit,
         Err(error) if matches!(error.errno(), EINTR | EAGAIN) => return Ok(None),
@@ -184,17 +209,34 @@ fn step(vcpu: &mut VcpuFd, index: u8, bus: &impl Bus) -> Result<Option<Next>, Ru
         VcpuExit::MmioRead(address, data) => bus.memory_read(index, address, data),
         VcpuExit::Intr => return Ok(None),
         VcpuExit::Hlt => return Ok(Some(Next::Halt)),
+        VcpuExit::X86Wrmsr(exit) => {
+            let (msr, value) = (exit.index, exit.data);
+            let done = match watched {
+                Some((gate, ledger)) => gate
+                    .write(msr, value, vcpu, ledger)
+                    .map_err(|error| RunError::FirstUse { vcpu: index, error })?,
+                None => false,
+            };
+            if !done {
+                let exit = format!("WRMSR of {msr:#x} to {value:#x}");
+                return Err(no_answer(vcpu, index, exit));
+            }
+        }
         other => {
             let exit = format!("{other:?}");
-            let rip = vcpu.get_regs().ok().map(|regs| regs.rip);
-            return Err(RunError::Exit {
-                vcpu: index,
-                exit,
-                rip: rip.unwrap_or_default(),
-            });
+            return Err(no_answer(vcpu, index, exit));
         }
     }
     Ok(Some(Next::Run))
+}
+
+fn no_answer(vcpu: &VcpuFd, index: u8, exit: String) -> RunError {
+    let rip = vcpu.get_regs().ok().map(|regs| regs.rip);
+    RunError::Exit {
+        vcpu: index,
+        exit,
+        rip: rip.unwrap_or_default(),
+    }
 }
 
 /// The vCPUs could not run on.
@@ -221,6 +263,14 @@ pub enum RunError {
         exit: String,
         /// The guest's instruction pointer.
         rip: u64,
+    },
+    /// The guest uses AMX for the first time, or arms it, and that could not be handled.
+    #[error("a write of IA32_XFD by vCPU {vcpu}: {error}")]
+    FirstUse {
+        /// The vCPU.
+        vcpu: u8,
+        /// Why.
+        error: HandleError<LedgerError>,
     },
     /// An instruction does not come to its end.
     #[error("vCPU {vcpu} has left the guest {exits} times for one instruction")]

@@ -12,6 +12,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::errno;
 
 use crate::bus::Bus;
+use crate::first_use::FirstUse;
 use crate::host::Host;
 use crate::memory::{self, MemoryError};
 use crate::run::{self, Ended, RunError};
@@ -130,7 +131,21 @@ impl Vm {
     ///
     /// A vCPU cannot go on. All are stopped.
     pub fn run(&mut self, bus: &impl Bus, limit: Duration) -> Result<Ended, RunError> {
-        run::run(&mut self.vcpus, bus, limit)
+        run::run(&mut self.vcpus, None, bus, limit)
+    }
+
+    /// The same, with the moment of first use watched.
+    ///
+    /// # Errors
+    ///
+    /// A vCPU cannot go on. All are stopped.
+    pub fn run_watched(
+        &mut self,
+        first_use: &mut FirstUse,
+        bus: &impl Bus,
+        limit: Duration,
+    ) -> Result<Ended, RunError> {
+        run::run(&mut self.vcpus, Some(first_use), bus, limit)
     }
 
     /// What vCPU `index` has in its area of guest memory.

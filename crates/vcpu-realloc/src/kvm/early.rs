@@ -15,8 +15,9 @@ use xsave_state::{Layout, XFeatures};
 ///
 /// It writes the register with everything that can be disabled, and then with 0, its reset value. KVM
 /// stops intercepting at the former, whoever writes it (arch/x86/kvm/vmx/vmx.c, `vmx_set_msr`). Seen in
-/// the AMX lab on Linux 6.1, 6.12 and 7.2: 1,000 writes by a new guest are 15 VM exits after this, and
-/// 1,015 without it or after a host's write of 0 alone. The race itself has not been provoked.
+/// the AMX lab on Linux 6.1, 6.12 and 7.2: 1,000 writes by a new guest come with 15 VM exits after this, and
+/// with more than 1,000 without it or after a host's write of 0 alone. The race itself has not been
+/// provoked.
 ///
 /// The price is what every guest with AMX pays from its first write on: KVM reads IA32_XFD back after
 /// each exit of the vCPU, and intercepts #NM. With the gate it is not needed: a trapped write is
