@@ -8,7 +8,7 @@ use xsave_state::{ComponentId, Layout};
 use crate::input::Input;
 
 /// Fill with bytes that differ from place to place, and TILECFG with the largest tiles.
-const FULL: u8 = 1;
+pub const FULL: u8 = 1;
 /// The area is cut to a length from the input.
 const CUT: u8 = 2;
 

@@ -227,7 +227,7 @@ fn member_checksum(container: &Container<'_>, member: &Member<'_>) -> u32 {
 fn read(
     member: &Member<'_>,
     expected: u32,
-    codec: &Codec,
+    codec: &'static Codec,
 ) -> Result<ExtendedState<'static>, MemberError> {
     let bytes = member.as_bytes();
     decode(bytes, codec);
