@@ -1,11 +1,14 @@
 //! A VM with its memory and its vCPUs, while they do not run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use amx_guest::machine::{self, Boot, MEMORY_BYTES, Segment};
 use amx_guest::{Kind, Workload, code, workload};
 use cpuid_amx::kvm::SetCpuidError;
-use kvm_bindings::{CpuId, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_segment, kvm_userspace_memory_region,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -21,12 +24,15 @@ pub const MAX_VCPUS: u8 = machine::MAX_VCPUS;
 /// Where KVM may put its own three pages for the task state of real mode (KVM_SET_TSS_ADDR): at the
 /// end of the 32-bit address space, where no guest of this VMM has memory.
 const TSS_ADDRESS: usize = 0xfffb_d000;
+/// And its page for the page tables of real mode (KVM_SET_IDENTITY_MAP_ADDR): below.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// A VM that is not running. [`run`](Self::run) lets it run for a while.
 pub struct Vm {
     // Before `vm` and `memory`: the kernel uses both as long as a vCPU exists.
     pub(crate) vcpus: Vec<VcpuFd>,
-    pub(crate) fd: VmFd,
+    // Shared with the devices that raise interrupts.
+    pub(crate) fd: Arc<VmFd>,
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) memory_bytes: u64,
 }
@@ -94,10 +100,25 @@ impl Vm {
         set_memory(&fd, &memory, memory_bytes)?;
         Ok(Self {
             vcpus: Vec::new(),
-            fd,
+            fd: Arc::new(fd),
             memory,
             memory_bytes,
         })
+    }
+
+    /// A VM with memory, interrupt controllers and timer in the kernel, and no vCPUs.
+    pub(crate) fn with_platform(host: &Host, memory_bytes: u64) -> Result<Self, VmError> {
+        let vm = Self::new(host, memory_bytes)?;
+        vm.fd
+            .set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(VmError::IdentityMap)?;
+        vm.fd.create_irq_chip().map_err(VmError::IrqChip)?;
+        let timer = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        vm.fd.create_pit2(timer).map_err(VmError::Pit)?;
+        Ok(vm)
     }
 
     /// A vCPU with its CPUID: nothing else may be done to it before.
@@ -211,7 +232,7 @@ fn set_boot(vcpu: &VcpuFd, boot: &Boot) -> Result<(), errno::Error> {
 }
 
 /// A flat segment at CPL0.
-fn flat(selector: u16, kind: u8, long: bool) -> kvm_segment {
+pub(crate) fn flat(selector: u16, kind: u8, long: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: 0xffff_ffff,
@@ -236,6 +257,15 @@ pub enum VmError {
     /// KVM_SET_TSS_ADDR failed.
     #[error("KVM_SET_TSS_ADDR: {0}")]
     TssAddress(#[source] errno::Error),
+    /// KVM_SET_IDENTITY_MAP_ADDR failed.
+    #[error("KVM_SET_IDENTITY_MAP_ADDR: {0}")]
+    IdentityMap(#[source] errno::Error),
+    /// KVM_CREATE_IRQCHIP failed.
+    #[error("KVM_CREATE_IRQCHIP: {0}")]
+    IrqChip(#[source] errno::Error),
+    /// KVM_CREATE_PIT2 failed.
+    #[error("KVM_CREATE_PIT2: {0}")]
+    Pit(#[source] errno::Error),
     /// KVM_SET_USER_MEMORY_REGION failed.
     #[error("KVM_SET_USER_MEMORY_REGION: {0}")]
     MemoryRegion(#[source] errno::Error),

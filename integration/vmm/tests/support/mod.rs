@@ -6,11 +6,18 @@
     reason = "no test program uses all of it; small numbers"
 )]
 
+use std::path::Path;
 use std::time::Duration;
 
+use amx_guest::report::Wish;
 use amx_guest::{Kind, Workload};
-use amx_vmm::{Console, Ended, Host, HostError, Snapshot, Vm};
+use amx_vmm::linux::devices::Devices;
+use amx_vmm::linux::log::Log;
+use amx_vmm::{Console, Ended, Host, HostError, Linux, Snapshot, Vm};
+use xsave_state::XFeatures;
 
+/// Where the lab's tests find what `amx-lab guest-kernel` has written.
+pub(crate) const GUEST_KERNEL: &str = "/boot/guest";
 /// No guest of these tests runs longer.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
@@ -64,4 +71,63 @@ pub(crate) fn stopped(host: &Host, kind: Kind, vcpus: u8, seed: u64) -> (Snapsho
             return (snapshot, workloads);
         }
     }
+}
+
+/// The host and a Linux guest for it, or `None` with a line that says what was skipped and why.
+pub(crate) fn linux_guest() -> Option<(Host, Linux)> {
+    let host = host()?;
+    if !host.layout().user().contains(XFeatures::AMX) {
+        println!("skipped: guests of this host have no AMX");
+        return None;
+    }
+    let kernel = Path::new(GUEST_KERNEL).join(amx_lab::VMLINUX);
+    if !kernel.is_file() {
+        println!(
+            "skipped: there is no kernel for guests at {}",
+            kernel.display()
+        );
+        return None;
+    }
+    Some((host, Linux::new(kernel)))
+}
+
+/// How long a Linux guest runs between looks at what it has reported.
+const SLICE: Duration = Duration::from_millis(20);
+/// So many slices without the reports that are waited for, and the guest hangs.
+const SLICES: u32 = 1000;
+
+/// Lets a Linux guest run until each of its processes has had `rounds` more rounds, all right.
+pub(crate) fn let_work(vm: &mut Vm, devices: &Devices, rounds: u64) {
+    let before = devices.log();
+    run_until(vm, devices, |log| log.went_on(&before, rounds));
+    assert_eq!(devices.switched(), None, "{}", devices.console());
+}
+
+/// Asks a Linux guest to end, and gives all that it has reported: all right.
+pub(crate) fn end(vm: &mut Vm, devices: &Devices, wish: Wish) -> Log {
+    devices.wish(wish);
+    run_until(vm, devices, |log| {
+        log.finished && devices.switched().is_some()
+    });
+    let log = devices.log();
+    for process in &log.processes {
+        assert!(process.ended || process.lacks.is_some(), "{log:#?}");
+    }
+    log
+}
+
+fn run_until(vm: &mut Vm, devices: &Devices, done: impl Fn(&Log) -> bool) {
+    for _ in 0..SLICES {
+        vm.run(devices, SLICE).expect("the guest runs");
+        let log = devices.log();
+        assert!(log.is_right(), "{log:#?}\n{}", devices.console());
+        if done(&log) {
+            return;
+        }
+    }
+    panic!(
+        "the guest hangs: {:#?}\n{}",
+        devices.log(),
+        devices.console()
+    );
 }
