@@ -1,6 +1,7 @@
 //! One process: its voice, when it has to end, and which work it does.
 
 use std::io::{self, PipeWriter, Write};
+use std::time::Duration;
 
 use crate::report::{Event, Load, Report};
 use crate::{denied, product, sys, xfd};
@@ -49,9 +50,18 @@ pub fn work(load: Load, process: u8, processors: u32, voice: &mut Voice) -> io::
         Load::Denied => rounds(voice, &mut denied::Denied::start()?),
         Load::Xfd => match xfd::Reader::open(processors.saturating_sub(1)) {
             Ok(mut reader) => rounds(voice, &mut reader),
-            Err(why) => voice.say(Event::Lacks(why)),
+            Err(why) => lacks(voice, &why),
         },
     }
+}
+
+/// Says so again and again: a host that the guest is moved to wants to know it as well.
+fn lacks(voice: &mut Voice, why: &str) -> io::Result<()> {
+    while !sys::has_to_end() {
+        voice.say(Event::Lacks(why.to_owned()))?;
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    voice.say(Event::End(0))
 }
 
 /// Work that goes on for ever.

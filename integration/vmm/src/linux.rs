@@ -46,10 +46,11 @@ const ENTRY_64: u64 = 0x200;
 /// - nokaslr, mitigations=off, clearcpuid=smap: a guest of an emulated host is slow enough.
 /// - tsc=reliable, no_timer_check: time as the host has it, taken as it is.
 /// - pci=off, i8042.*: there is no PCI bus and no keyboard.
+/// - reboot=a: through the reset register; the kernel's default is a BIOS, which there is not.
 /// - panic=-1: a guest that has crashed ends, with its report on the serial port.
 pub const COMMAND_LINE_TEXT: &str = "console=ttyS0 quiet nokaslr mitigations=off clearcpuid=smap tsc=reliable \
     no_timer_check cryptomgr.notests random.trust_cpu=on pci=off i8042.nokbd i8042.noaux audit=0 \
-    rcupdate.rcu_expedited=1 nowatchdog oops=panic panic=-1";
+    rcupdate.rcu_expedited=1 nowatchdog oops=panic reboot=a panic=-1";
 
 /// A Linux guest to be booted.
 #[derive(Clone, Debug)]

@@ -7,7 +7,8 @@ use amx_guest::machine::{self, Boot, MEMORY_BYTES, Segment};
 use amx_guest::{Kind, Workload, code, workload};
 use cpuid_amx::kvm::SetCpuidError;
 use kvm_bindings::{
-    CpuId, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_segment, kvm_userspace_memory_region,
+    CpuId, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_segment,
+    kvm_userspace_memory_region,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
@@ -97,7 +98,7 @@ impl Vm {
         fd.set_tss_address(TSS_ADDRESS)
             .map_err(VmError::TssAddress)?;
         let memory = memory::allocate(memory_bytes)?;
-        set_memory(&fd, &memory, memory_bytes)?;
+        set_memory(&fd, &memory, memory_bytes, 0)?;
         Ok(Self {
             vcpus: Vec::new(),
             fd: Arc::new(fd),
@@ -154,6 +155,28 @@ impl Vm {
         run::run(&mut self.vcpus, bus, limit)
     }
 
+    /// KVM notes which pages change from now on, or no longer.
+    pub(crate) fn log_dirty_pages(&self, on: bool) -> Result<(), errno::Error> {
+        let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        match set_memory(&self.fd, &self.memory, self.memory_bytes, flags) {
+            Err(VmError::MemoryRegion(error)) => Err(error),
+            // The memory is mapped, so its address is known.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The numbers of the pages that have changed since this was last asked.
+    pub(crate) fn dirty_pages(&self) -> Result<Vec<u32>, errno::Error> {
+        let bytes = usize::try_from(self.memory_bytes).unwrap_or(usize::MAX);
+        let bitmap = self.fd.get_dirty_log(0, bytes)?;
+        let mut pages = Vec::new();
+        for (first, bits) in (0..).step_by(64).zip(bitmap) {
+            let changed = (0..64).filter(|bit| bits >> bit & 1 != 0);
+            pages.extend(changed.map(|bit: u32| bit.saturating_add(first)));
+        }
+        Ok(pages)
+    }
+
     /// What vCPU `index` has in its area of guest memory.
     ///
     /// # Errors
@@ -185,10 +208,15 @@ pub(crate) fn checked_vcpus(count: usize) -> Result<u8, VmError> {
 }
 
 #[allow(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes an address")]
-fn set_memory(fd: &VmFd, memory: &GuestMemoryMmap, memory_bytes: u64) -> Result<(), VmError> {
+fn set_memory(
+    fd: &VmFd,
+    memory: &GuestMemoryMmap,
+    memory_bytes: u64,
+    flags: u32,
+) -> Result<(), VmError> {
     let region = kvm_userspace_memory_region {
         slot: 0,
-        flags: 0,
+        flags,
         guest_phys_addr: 0,
         memory_size: memory_bytes,
         userspace_addr: memory::host_address(memory)?,

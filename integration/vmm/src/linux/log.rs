@@ -56,7 +56,8 @@ impl Log {
         self.unknown.is_empty() && self.processes.iter().all(Process::is_right)
     }
 
-    /// Whether each process that works has had `rounds` more rounds than in `before`.
+    /// Whether each process that works has had `rounds` more rounds than in `before`. One that lacks
+    /// something says so again and again, so that this is known after a while.
     #[must_use]
     pub fn went_on(&self, before: &Self, rounds: u64) -> bool {
         self.processes
