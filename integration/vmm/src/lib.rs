@@ -14,6 +14,7 @@
 //! | [`kick`] | the signal that takes a vCPU out of the guest |
 //! | [`bus`] | what answers the guest's port and memory accesses |
 //! | [`capture`] | reads all state of a stopped VM |
+//! | [`migration`] | moves a running guest to another process over a stream |
 //! | [`platform`] | interrupt controllers, timer and clock of a VM |
 //! | [`restore`] | puts it into a new VM |
 //! | [`registers`] | the registers that KVM has a structure for, as plain data |
@@ -39,6 +40,7 @@ pub mod host;
 pub mod kick;
 pub mod linux;
 pub mod memory;
+pub mod migration;
 pub mod platform;
 pub mod registers;
 pub mod restore;
