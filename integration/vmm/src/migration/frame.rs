@@ -96,11 +96,12 @@ impl Message {
             Self::Hello(hello) => postcard::to_allocvec(hello).unwrap_or_default(),
             Self::Offer(offer) => postcard::to_allocvec(offer).unwrap_or_default(),
             Self::Refuse(reason) => shortened(reason).as_bytes().to_vec(),
-            Self::Pages { numbers, content } => numbers
-                .iter()
-                .flat_map(|number| number.to_le_bytes())
-                .chain(content.iter().copied())
-                .collect(),
+            Self::Pages { numbers, content } => {
+                let mut bytes = Vec::with_capacity(PAGE_ENTRY_BYTES.saturating_mul(numbers.len()));
+                bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+                bytes.extend_from_slice(content);
+                bytes
+            }
             Self::State(bytes) => bytes.clone(),
             Self::Ready | Self::Commit | Self::Running => Vec::new(),
         }
