@@ -78,6 +78,9 @@ pub(crate) const MODULES: [(&str, &str); 3] = [
     ("arch/x86/kvm/kvm-intel", "enable_apicv=0"),
 ];
 
+/// Modules that are kept for guests: the device that reads MSRs.
+pub(crate) const GUEST_MODULES: [&str; 1] = ["arch/x86/kernel/msr"];
+
 /// Names of the files of an unpacked kernel.
 pub(crate) const IMAGE: &str = "kernel.bin";
 pub(crate) const SETUP: &str = "setup.bin";
@@ -170,7 +173,8 @@ pub(crate) fn unpack(
         .ok_or_else(|| no_file("modules"))?
         .to_string_lossy()
         .into_owned();
-    for (module, _) in MODULES {
+    let of_hosts = MODULES.iter().map(|(module, _)| module);
+    for module in of_hosts.chain(&GUEST_MODULES) {
         unpack_module(&modules, module, to)?;
     }
     let io = |source| KernelError::Io {
@@ -232,9 +236,14 @@ fn find(tree: &Path, wanted: impl Fn(&str) -> bool) -> Result<Option<PathBuf>, K
     Ok(None)
 }
 
+/// The file's name of a module.
+pub(crate) fn module_file(module: &str) -> String {
+    format!("{}.ko", module.rsplit('/').next().unwrap_or(module))
+}
+
 /// Module files are compressed in some suites. The kernel takes them as they are only if it was built so, so they are unpacked here.
 fn unpack_module(modules: &Path, module: &str, to: &Path) -> Result<(), KernelError> {
-    let name = format!("{}.ko", module.rsplit('/').next().unwrap_or(module));
+    let name = module_file(module);
     let target = to.join(&name);
     let io = |source| KernelError::Io {
         path: target.clone(),

@@ -35,6 +35,7 @@ mod console;
 pub mod cpio;
 mod elf;
 mod emulator;
+mod guest_kernel;
 mod job;
 mod kernel;
 mod lab;
@@ -55,6 +56,7 @@ pub mod wire;
 
 pub use busybox::busybox;
 pub use elf::ElfError;
+pub use guest_kernel::{VMLINUX, guest_kernel};
 pub use job::{Job, JobError};
 pub use kernel::{Kernel, UnknownKernel};
 pub use lab::{Ending, Lab, LabError, LabOptions, Streams};

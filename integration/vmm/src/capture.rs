@@ -4,24 +4,62 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vmm_sys_util::errno;
-use xsave_state::LayoutError;
 use xsave_state::kvm::{
     self, MSR_IA32_XFD, MSR_IA32_XFD_ERR, XsaveBuffer, XsaveSize, XsaveSizeError,
 };
+use xsave_state::{LayoutError, XFeatures};
 
 use crate::host::{self, Host};
+use crate::linux::devices::Devices;
 use crate::memory::{MemoryError, Pages};
+use crate::platform::{Platform, PlatformError};
 use crate::registers::{CpuidEntry, Msr};
 use crate::snapshot::{Snapshot, VcpuState};
 use crate::vm::Vm;
 
 impl Vm {
-    /// Reads everything that another process needs to go on.
+    /// Reads everything that another process needs to go on with a bare guest.
     ///
     /// # Errors
     ///
     /// The step that failed. The VM is as it was.
     pub fn capture(&self, host: &Host) -> Result<Snapshot, CaptureError> {
+        Ok(Snapshot {
+            vcpus: self.capture_vcpus(host, false)?,
+            memory: Pages::read(&self.memory, self.memory_bytes)?,
+            platform: None,
+        })
+    }
+
+    /// The same of a Linux guest with its devices.
+    ///
+    /// # Errors
+    ///
+    /// As [`capture`](Self::capture).
+    pub fn capture_linux(&self, host: &Host, devices: &Devices) -> Result<Snapshot, CaptureError> {
+        Ok(Snapshot {
+            vcpus: self.capture_vcpus(host, true)?,
+            platform: Some(Platform::capture(&self.fd, devices.state())?),
+            memory: Pages::read(&self.memory, self.memory_bytes)?,
+        })
+    }
+
+    /// The extended state that each vCPU has in use. It costs less than a capture.
+    ///
+    /// # Errors
+    ///
+    /// As [`capture`](Self::capture).
+    pub fn in_use(&self, host: &Host) -> Result<Vec<XFeatures>, CaptureError> {
+        let vcpus = self.capture_vcpus(host, false)?;
+        let in_use = vcpus.iter().map(|vcpu| vcpu.extended.image().xstate_bv());
+        Ok(in_use.collect())
+    }
+
+    pub(crate) fn capture_vcpus(
+        &self,
+        host: &Host,
+        with_lapic: bool,
+    ) -> Result<Vec<VcpuState>, CaptureError> {
         let Some(first) = self.vcpus.first() else {
             return Err(CaptureError::NoVcpu);
         };
@@ -30,17 +68,13 @@ impl Vm {
             .kvm()
             .get_msr_index_list()
             .map_err(CaptureError::MsrList)?;
-        let vcpus = (0..)
+        (0..)
             .zip(&self.vcpus)
             .map(|(vcpu, fd)| {
-                capture_vcpu(fd, list.as_slice(), &mut buffer)
+                capture_vcpu(fd, list.as_slice(), &mut buffer, with_lapic)
                     .map_err(|cause| CaptureError::Vcpu { vcpu, cause })
             })
-            .collect::<Result<_, _>>()?;
-        Ok(Snapshot {
-            vcpus,
-            memory: Pages::read(&self.memory, self.memory_bytes)?,
-        })
+            .collect()
     }
 }
 
@@ -48,6 +82,7 @@ fn capture_vcpu(
     fd: &VcpuFd,
     msr_indices: &[u32],
     buffer: &mut XsaveBuffer,
+    with_lapic: bool,
 ) -> Result<VcpuState, VcpuCause> {
     let failed = |ioctl| move |error| VcpuCause::Ioctl { ioctl, error };
     // KVM_GET_MP_STATE first: it makes KVM take in events that are still on their way.
@@ -59,7 +94,17 @@ fn capture_vcpu(
     let layout = host::layout(cpuid.as_slice())?;
     // What old kernels report beyond the guest's components is not the guest's: left out.
     let captured = kvm::capture(fd, &layout, buffer)?;
+    let lapic = if with_lapic {
+        // Tells the guest that it was stopped, so that its watchdogs stay calm. It may have no
+        // kvmclock yet, or none at all.
+        let _ = fd.kvmclock_ctrl();
+        let lapic = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
+        Some(Box::new(lapic.regs.map(i8::cast_unsigned)))
+    } else {
+        None
+    };
     Ok(VcpuState {
+        lapic,
         cpuid: cpuid
             .as_slice()
             .iter()
@@ -131,6 +176,9 @@ pub enum CaptureError {
     /// KVM_GET_MSR_INDEX_LIST failed.
     #[error("KVM_GET_MSR_INDEX_LIST: {0}")]
     MsrList(#[source] errno::Error),
+    /// The state of the VM could not be read.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
     /// Guest memory could not be read.
     #[error(transparent)]
     Memory(#[from] MemoryError),

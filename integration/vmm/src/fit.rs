@@ -6,7 +6,7 @@ use thiserror::Error;
 use xsave_state::{Layout, Misfit, XFeatures};
 
 use crate::host::Host;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, VcpuState};
 
 impl Snapshot {
     /// Compares the extended state of every vCPU with what KVM supports here.
@@ -15,34 +15,35 @@ impl Snapshot {
     ///
     /// All reasons why it cannot go on here.
     pub fn fit(&self, host: &Host) -> Result<(), Unfit> {
-        self.fit_layout(host.layout())
+        fit_layout(&self.vcpus, host.layout())
     }
+}
 
-    fn fit_layout(&self, target: &Layout) -> Result<(), Unfit> {
-        let mut reasons = Vec::new();
-        for (vcpu, state) in (0..).zip(&self.vcpus) {
-            let extended = &state.extended;
-            let registers = extended.registers();
-            let xcr0 = registers.xcr0 - target.user();
-            if !xcr0.is_empty() {
-                reasons.push(Reason::Xcr0 {
-                    vcpu,
-                    missing: xcr0,
-                });
-            }
-            let xfd = (registers.xfd | registers.xfd_err) - target.xfd();
-            if !xfd.is_empty() {
-                reasons.push(Reason::Xfd { vcpu, missing: xfd });
-            }
-            let in_use = extended.image().xstate_bv();
-            let misfits = extended.layout().misfits(target, in_use);
-            reasons.extend(misfits.map(|misfit| Reason::Component { vcpu, misfit }));
+/// The same for vCPUs and any layout.
+pub(crate) fn fit_layout(vcpus: &[VcpuState], target: &Layout) -> Result<(), Unfit> {
+    let mut reasons = Vec::new();
+    for (vcpu, state) in (0..).zip(vcpus) {
+        let extended = &state.extended;
+        let registers = extended.registers();
+        let xcr0 = registers.xcr0 - target.user();
+        if !xcr0.is_empty() {
+            reasons.push(Reason::Xcr0 {
+                vcpu,
+                missing: xcr0,
+            });
         }
-        if reasons.is_empty() {
-            Ok(())
-        } else {
-            Err(Unfit { reasons })
+        let xfd = (registers.xfd | registers.xfd_err) - target.xfd();
+        if !xfd.is_empty() {
+            reasons.push(Reason::Xfd { vcpu, missing: xfd });
         }
+        let in_use = extended.image().xstate_bv();
+        let misfits = extended.layout().misfits(target, in_use);
+        reasons.extend(misfits.map(|misfit| Reason::Component { vcpu, misfit }));
+    }
+    if reasons.is_empty() {
+        Ok(())
+    } else {
+        Err(Unfit { reasons })
     }
 }
 
@@ -142,14 +143,13 @@ mod tests {
 
     #[test]
     fn it_fits_where_it_comes_from() {
-        assert_eq!(snapshot().fit_layout(&target(&[])), Ok(()));
+        assert_eq!(fit_layout(&snapshot().vcpus, &target(&[])), Ok(()));
     }
 
     #[test]
     fn a_host_without_amx_is_told_everything_that_it_lacks() {
-        let error = snapshot()
-            .fit_layout(&target(&[(0, [0x2e7, 2696, 2696, 0])]))
-            .unwrap_err();
+        let error =
+            fit_layout(&snapshot().vcpus, &target(&[(0, [0x2e7, 2696, 2696, 0])])).unwrap_err();
         let expected: Vec<Reason> = (0..2)
             .flat_map(|vcpu| {
                 let missing = |component| Reason::Component {
@@ -173,7 +173,7 @@ mod tests {
     #[test]
     fn a_component_that_lies_elsewhere_is_named() {
         let moved = target(&[(9, [8, 2696, 0, 0])]);
-        let error = snapshot().fit_layout(&moved).unwrap_err();
+        let error = fit_layout(&snapshot().vcpus, &moved).unwrap_err();
         assert!(matches!(
             error.reasons(),
             [
@@ -200,11 +200,9 @@ mod tests {
             };
             ExtendedState::new(image, registers).unwrap()
         });
-        assert_eq!(armed.fit_layout(&target(&[])), Ok(()));
+        assert_eq!(fit_layout(&armed.vcpus, &target(&[])), Ok(()));
         // XSAVE features without XFD
-        let error = armed
-            .fit_layout(&target(&[(1, [0xf, 0x2a00, 0, 0])]))
-            .unwrap_err();
+        let error = fit_layout(&armed.vcpus, &target(&[(1, [0xf, 0x2a00, 0, 0])])).unwrap_err();
         assert!(matches!(
             error.reasons(),
             [Reason::Xfd { vcpu: 0, .. }, Reason::Xfd { vcpu: 1, .. }]

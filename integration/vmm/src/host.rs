@@ -111,6 +111,12 @@ impl Host {
         &self.cpuid
     }
 
+    /// What KVM makes of that for a vCPU.
+    #[must_use]
+    pub fn guest_cpuid(&self) -> &CpuId {
+        &self.guest_cpuid
+    }
+
     /// Whether KVM gives a vCPU other features than it was given. Some kinds of KVM take them from
     /// the processor.
     #[must_use]

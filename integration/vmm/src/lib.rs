@@ -1,6 +1,6 @@
 //! A small VMM that uses the crates as a downstream would.
 //!
-//! It runs bare guests of a few pages on one or more vCPUs, stops them at any instruction, writes
+//! It runs bare guests of a few pages, and Linux, on one or more vCPUs, stops them at any instruction, writes
 //! all of their state to a file, and goes on from such a file in another process. The extended state
 //! goes through `xsave-state` only.
 //!
@@ -8,11 +8,14 @@
 //! |---|---|
 //! | [`host`] | what this host's KVM can do |
 //! | [`vm`] | a VM with its memory and its vCPUs, while they do not run |
+//! | [`mod@linux`] | boots a Linux kernel as a guest, with its devices |
 //! | [`memory`] | guest memory, and which of its pages are worth saving |
 //! | [`run`] | lets the vCPUs run until they halt, a device stops them, or a time is up |
 //! | [`kick`] | the signal that takes a vCPU out of the guest |
 //! | [`bus`] | what answers the guest's port and memory accesses |
 //! | [`capture`] | reads all state of a stopped VM |
+//! | [`migration`] | moves a running guest to another process over a stream |
+//! | [`platform`] | interrupt controllers, timer and clock of a VM |
 //! | [`restore`] | puts it into a new VM |
 //! | [`registers`] | the registers that KVM has a structure for, as plain data |
 //! | [`snapshot`] | a VM's state as checked data, and its bytes |
@@ -37,7 +40,10 @@ pub mod first_use;
 pub mod fit;
 pub mod host;
 pub mod kick;
+pub mod linux;
 pub mod memory;
+pub mod migration;
+pub mod platform;
 pub mod registers;
 pub mod restore;
 pub mod run;
@@ -49,6 +55,7 @@ pub use capture::CaptureError;
 pub use first_use::{FirstUse, FirstUseError};
 pub use fit::{Reason, Unfit};
 pub use host::{Host, HostError};
+pub use linux::{Linux, LinuxError};
 pub use restore::RestoreError;
 pub use run::{Ended, RunError};
 pub use snapshot::{Snapshot, SnapshotError};

@@ -46,6 +46,22 @@ impl Pages {
             .zip(self.content.chunks_exact(PAGE_BYTES))
     }
 
+    /// The numbers of the pages that are not zero, whether or not the guest runs.
+    pub(crate) fn nonzero(
+        memory: &GuestMemoryMmap,
+        memory_bytes: u64,
+    ) -> Result<Vec<u32>, MemoryError> {
+        let mut page = [0; PAGE_BYTES];
+        let mut numbers = Vec::new();
+        for (number, address) in (0..).zip((0..memory_bytes).step_by(PAGE_BYTES)) {
+            memory.read_slice(&mut page, GuestAddress(address))?;
+            if page != [0; PAGE_BYTES] {
+                numbers.push(number);
+            }
+        }
+        Ok(numbers)
+    }
+
     /// Reads the memory of a guest that does not run.
     pub(crate) fn read(memory: &GuestMemoryMmap, memory_bytes: u64) -> Result<Self, MemoryError> {
         let mut pages = Self {
@@ -55,7 +71,7 @@ impl Pages {
         let mut page = [0; PAGE_BYTES];
         for (number, address) in (0..memory_bytes).step_by(PAGE_BYTES).enumerate() {
             memory.read_slice(&mut page, GuestAddress(address))?;
-            if page.iter().any(|byte| *byte != 0) {
+            if page != [0; PAGE_BYTES] {
                 let number = u32::try_from(number).map_err(|_| MemoryError::TooLarge {
                     bytes: memory_bytes,
                     limit_bytes: MAX_MEMORY_BYTES,

@@ -119,3 +119,39 @@ mirror! {
     /// struct kvm_msr_entry.
     Msr = kvm::kvm_msr_entry { index: u32, data: u64 }
 }
+mirror! {
+    /// struct kvm_pit_channel_state.
+    TimerChannel = kvm::kvm_pit_channel_state {
+        count: u32, latched_count: u16, count_latched: u8, status_latched: u8, status: u8,
+        read_state: u8, write_state: u8, write_latch: u8, rw_mode: u8, mode: u8, bcd: u8, gate: u8,
+        count_load_time: i64
+    }
+}
+
+/// struct kvm_pit_state2.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timer {
+    /// Its three channels.
+    pub channels: [TimerChannel; 3],
+    /// KVM_PIT_FLAGS_*.
+    pub flags: u32,
+}
+
+impl From<kvm::kvm_pit_state2> for Timer {
+    fn from(theirs: kvm::kvm_pit_state2) -> Self {
+        Self {
+            channels: theirs.channels.map(TimerChannel::from),
+            flags: theirs.flags,
+        }
+    }
+}
+
+impl From<Timer> for kvm::kvm_pit_state2 {
+    fn from(ours: Timer) -> Self {
+        Self {
+            channels: ours.channels.map(Into::into),
+            flags: ours.flags,
+            ..Default::default()
+        }
+    }
+}

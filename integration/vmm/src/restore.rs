@@ -1,9 +1,10 @@
 //! Puts the state of a snapshot into a new VM.
 //!
 //! In this order: permission (when the [`Host`] was probed), VM, vCPU, CPUID, special registers, the
-//! extended state with XFD and XCR0 (its order is xsave-state's), other MSRs, the rest.
+//! extended state with XFD and XCR0 (its order is xsave-state's), the local APIC, other MSRs (of which
+//! the TSC deadline starts the APIC's timer), the rest; at last interrupt controllers, timer and clock.
 
-use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
+use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_lapic_state, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vmm_sys_util::errno;
@@ -13,6 +14,7 @@ use crate::capture::{is_extended_state, read_msrs};
 use crate::fit::Unfit;
 use crate::host::Host;
 use crate::memory::MemoryError;
+use crate::platform::PlatformError;
 use crate::registers::Msr;
 use crate::snapshot::{Snapshot, VcpuState};
 use crate::vm::{Vm, VmError};
@@ -26,24 +28,41 @@ impl Vm {
     /// The reasons why it does not fit, or the step that failed. Then there is no VM.
     pub fn restore(host: &Host, snapshot: &Snapshot) -> Result<Self, RestoreError> {
         snapshot.fit(host)?;
-        let mut vm = Self::new(host, snapshot.memory.memory_bytes())?;
+        let memory_bytes = snapshot.memory.memory_bytes();
+        let mut vm = match snapshot.platform {
+            Some(_) => Self::with_platform(host, memory_bytes)?,
+            None => Self::new(host, memory_bytes)?,
+        };
         snapshot.memory.write(&vm.memory)?;
+        vm.restore_into(host, snapshot)?;
+        Ok(vm)
+    }
+
+    /// Gives a VM without vCPUs those of `snapshot`, and its platform the state. The memory is its own.
+    pub(crate) fn restore_into(
+        &mut self,
+        host: &Host,
+        snapshot: &Snapshot,
+    ) -> Result<(), RestoreError> {
         let mut buffer = None;
         for (index, state) in (0..).zip(&snapshot.vcpus) {
             let cpuid = cpuid(state).ok_or(RestoreError::CpuidEntries {
                 vcpu: index,
                 entries: state.cpuid.len(),
             })?;
-            let vcpu = vm.add_vcpu(host, index, &cpuid)?;
+            let vcpu = self.add_vcpu(host, index, &cpuid)?;
             let buffer = match &mut buffer {
                 Some(buffer) => buffer,
-                none => none.insert(XsaveBuffer::new(XsaveSize::query(&vm.fd, &vcpu)?)),
+                none => none.insert(XsaveBuffer::new(XsaveSize::query(&self.fd, &vcpu)?)),
             };
             restore_vcpu(&vcpu, state, buffer)
                 .map_err(|cause| RestoreError::Vcpu { vcpu: index, cause })?;
-            vm.vcpus.push(vcpu);
+            self.vcpus.push(vcpu);
         }
-        Ok(vm)
+        if let Some(platform) = &snapshot.platform {
+            platform.restore(&self.fd)?;
+        }
+        Ok(())
     }
 }
 
@@ -57,6 +76,12 @@ fn restore_vcpu(fd: &VcpuFd, state: &VcpuState, buffer: &mut XsaveBuffer) -> Res
     fd.set_sregs(&state.special.into())
         .map_err(failed("KVM_SET_SREGS"))?;
     kvm::restore(fd, &state.extended, buffer)?;
+    if let Some(lapic) = &state.lapic {
+        let lapic = kvm_lapic_state {
+            regs: lapic.map(u8::cast_signed),
+        };
+        fd.set_lapic(&lapic).map_err(failed("KVM_SET_LAPIC"))?;
+    }
     write_msrs(fd, &state.msrs)?;
     fd.set_regs(&state.general.into())
         .map_err(failed("KVM_SET_REGS"))?;
@@ -104,6 +129,9 @@ pub enum RestoreError {
     /// No VM, or no vCPU.
     #[error(transparent)]
     Vm(#[from] VmError),
+    /// The state of the VM was refused.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
     /// Guest memory could not be written.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -1,6 +1,7 @@
 //! A VM's state as checked data, and its bytes.
 //!
-//! A file is a [`header`], the vCPUs' registers (postcard), the numbers of the pages that are not
+//! A file is a [`header`], the registers of vCPUs and VM (postcard, with the extended states in
+//! xsave-state's container), the numbers of the pages that are not
 //! zero, and those pages. What was read from bytes has been checked: every vCPU's extended state
 //! holds the invariants of [`ExtendedState`] for the CPUID that comes with it.
 
@@ -14,6 +15,7 @@ use amx_guest::Workload;
 use xsave_state::ExtendedState;
 
 use crate::memory::Pages;
+use crate::platform::Platform;
 use crate::registers::{CpuidEntry, Debug, Events, General, MpState, Msr, Special};
 
 pub use header::HeaderError;
@@ -24,7 +26,12 @@ pub use parse::{PageError, SnapshotError, VcpuCause};
 pub struct Snapshot {
     pub(crate) vcpus: Vec<VcpuState>,
     pub(crate) memory: Pages,
+    /// A bare guest has none.
+    pub(crate) platform: Option<Platform>,
 }
+
+/// The registers of a local APIC, as KVM_GET_LAPIC has them.
+pub(crate) type LocalApic = [u8; 1024];
 
 /// The state of a vCPU.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,6 +44,8 @@ pub struct VcpuState {
     pub(crate) events: Events,
     pub(crate) mp_state: MpState,
     pub(crate) msrs: Vec<Msr>,
+    /// Where the VM has a platform.
+    pub(crate) lapic: Option<Box<LocalApic>>,
 }
 
 impl Snapshot {
@@ -50,6 +59,12 @@ impl Snapshot {
     #[must_use]
     pub fn memory(&self) -> &Pages {
         &self.memory
+    }
+
+    /// Interrupt controllers, timer, clock and devices, of a guest that has them.
+    #[must_use]
+    pub fn platform(&self) -> Option<&Platform> {
+        self.platform.as_ref()
     }
 
     /// Whether all vCPUs are between the first and the last round of their `workloads`.

@@ -1,11 +1,15 @@
 //! A VM with its memory and its vCPUs, while they do not run.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use amx_guest::machine::{self, Boot, MEMORY_BYTES, Segment};
 use amx_guest::{Kind, Workload, code, workload};
 use cpuid_amx::kvm::SetCpuidError;
-use kvm_bindings::{CpuId, kvm_segment, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_MEM_LOG_DIRTY_PAGES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config, kvm_segment,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
@@ -22,12 +26,15 @@ pub const MAX_VCPUS: u8 = machine::MAX_VCPUS;
 /// Where KVM may put its own three pages for the task state of real mode (KVM_SET_TSS_ADDR): at the
 /// end of the 32-bit address space, where no guest of this VMM has memory.
 const TSS_ADDRESS: usize = 0xfffb_d000;
+/// And its page for the page tables of real mode (KVM_SET_IDENTITY_MAP_ADDR): below.
+const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// A VM that is not running. [`run`](Self::run) lets it run for a while.
 pub struct Vm {
     // Before `vm` and `memory`: the kernel uses both as long as a vCPU exists.
     pub(crate) vcpus: Vec<VcpuFd>,
-    pub(crate) fd: VmFd,
+    // Shared with the devices that raise interrupts.
+    pub(crate) fd: Arc<VmFd>,
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) memory_bytes: u64,
 }
@@ -92,13 +99,28 @@ impl Vm {
         fd.set_tss_address(TSS_ADDRESS)
             .map_err(VmError::TssAddress)?;
         let memory = memory::allocate(memory_bytes)?;
-        set_memory(&fd, &memory, memory_bytes)?;
+        set_memory(&fd, &memory, memory_bytes, 0)?;
         Ok(Self {
             vcpus: Vec::new(),
-            fd,
+            fd: Arc::new(fd),
             memory,
             memory_bytes,
         })
+    }
+
+    /// A VM with memory, interrupt controllers and timer in the kernel, and no vCPUs.
+    pub(crate) fn with_platform(host: &Host, memory_bytes: u64) -> Result<Self, VmError> {
+        let vm = Self::new(host, memory_bytes)?;
+        vm.fd
+            .set_identity_map_address(IDENTITY_MAP_ADDRESS)
+            .map_err(VmError::IdentityMap)?;
+        vm.fd.create_irq_chip().map_err(VmError::IrqChip)?;
+        let timer = kvm_pit_config {
+            flags: KVM_PIT_SPEAKER_DUMMY,
+            ..Default::default()
+        };
+        vm.fd.create_pit2(timer).map_err(VmError::Pit)?;
+        Ok(vm)
     }
 
     /// A vCPU with its CPUID: nothing else may be done to it before.
@@ -148,6 +170,28 @@ impl Vm {
         run::run(&mut self.vcpus, Some(first_use), bus, limit)
     }
 
+    /// KVM notes which pages change from now on, or no longer.
+    pub(crate) fn log_dirty_pages(&self, on: bool) -> Result<(), errno::Error> {
+        let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
+        match set_memory(&self.fd, &self.memory, self.memory_bytes, flags) {
+            Err(VmError::MemoryRegion(error)) => Err(error),
+            // The memory is mapped, so its address is known.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// The numbers of the pages that have changed since this was last asked.
+    pub(crate) fn dirty_pages(&self) -> Result<Vec<u32>, errno::Error> {
+        let bytes = usize::try_from(self.memory_bytes).unwrap_or(usize::MAX);
+        let bitmap = self.fd.get_dirty_log(0, bytes)?;
+        let mut pages = Vec::new();
+        for (first, bits) in (0..).step_by(64).zip(bitmap) {
+            let changed = (0..64).filter(|bit| bits >> bit & 1 != 0);
+            pages.extend(changed.map(|bit: u32| bit.saturating_add(first)));
+        }
+        Ok(pages)
+    }
+
     /// What vCPU `index` has in its area of guest memory.
     ///
     /// # Errors
@@ -179,10 +223,15 @@ pub(crate) fn checked_vcpus(count: usize) -> Result<u8, VmError> {
 }
 
 #[allow(unsafe_code, reason = "KVM_SET_USER_MEMORY_REGION takes an address")]
-fn set_memory(fd: &VmFd, memory: &GuestMemoryMmap, memory_bytes: u64) -> Result<(), VmError> {
+fn set_memory(
+    fd: &VmFd,
+    memory: &GuestMemoryMmap,
+    memory_bytes: u64,
+    flags: u32,
+) -> Result<(), VmError> {
     let region = kvm_userspace_memory_region {
         slot: 0,
-        flags: 0,
+        flags,
         guest_phys_addr: 0,
         memory_size: memory_bytes,
         userspace_addr: memory::host_address(memory)?,
@@ -226,7 +275,7 @@ fn set_boot(vcpu: &VcpuFd, boot: &Boot) -> Result<(), errno::Error> {
 }
 
 /// A flat segment at CPL0.
-fn flat(selector: u16, kind: u8, long: bool) -> kvm_segment {
+pub(crate) fn flat(selector: u16, kind: u8, long: bool) -> kvm_segment {
     kvm_segment {
         base: 0,
         limit: 0xffff_ffff,
@@ -251,6 +300,15 @@ pub enum VmError {
     /// KVM_SET_TSS_ADDR failed.
     #[error("KVM_SET_TSS_ADDR: {0}")]
     TssAddress(#[source] errno::Error),
+    /// KVM_SET_IDENTITY_MAP_ADDR failed.
+    #[error("KVM_SET_IDENTITY_MAP_ADDR: {0}")]
+    IdentityMap(#[source] errno::Error),
+    /// KVM_CREATE_IRQCHIP failed.
+    #[error("KVM_CREATE_IRQCHIP: {0}")]
+    IrqChip(#[source] errno::Error),
+    /// KVM_CREATE_PIT2 failed.
+    #[error("KVM_CREATE_PIT2: {0}")]
+    Pit(#[source] errno::Error),
     /// KVM_SET_USER_MEMORY_REGION failed.
     #[error("KVM_SET_USER_MEMORY_REGION: {0}")]
     MemoryRegion(#[source] errno::Error),

@@ -5,16 +5,16 @@
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use thiserror::Error;
-use xsave_state::{
-    ExtendedState, Image, ImageError, LayoutError, Registers, StateError, XFeatures,
-};
+use xsave_state::wire::{Codec, Container, ContainerError, Member, MemberError};
+use xsave_state::{ExtendedState, LayoutError};
 
 use super::header::{HEADER_BYTES, Header, HeaderError};
-use super::wire::{Extended, State, Vcpu};
-use super::{Snapshot, VcpuState};
+use super::wire::{Platform, State, Vcpu};
+use super::{LocalApic, Snapshot, VcpuState};
 use crate::capture::is_extended_state;
 use crate::host;
 use crate::memory::Pages;
+use crate::platform::{self, CHIP_BYTES, Chip};
 use crate::registers::CpuidEntry;
 use crate::vm::MAX_VCPUS;
 
@@ -45,31 +45,53 @@ impl Snapshot {
         let (numbers, content) = rest
             .split_at_checked(header.numbers_bytes())
             .unwrap_or_default();
+        Self::from_parts(state, pages(&header, numbers, content)?)
+    }
+
+    /// Reads what [`state_bytes`](Self::state_bytes) has written.
+    pub(crate) fn from_parts(state: &[u8], memory: Pages) -> Result<Self, SnapshotError> {
+        let (state, rest) = postcard::take_from_bytes::<State<'_>>(state)?;
+        if !rest.is_empty() {
+            return Err(SnapshotError::TrailingBytes { bytes: rest.len() });
+        }
+        let platform = state.platform.map(platform).transpose()?;
         Ok(Self {
-            vcpus: vcpus(state)?,
-            memory: pages(&header, numbers, content)?,
+            vcpus: vcpus(state.vcpus, state.extended, platform.is_some())?,
+            memory,
+            platform,
         })
     }
 }
 
-fn vcpus(bytes: &[u8]) -> Result<Vec<VcpuState>, SnapshotError> {
-    let (state, rest) = postcard::take_from_bytes::<State<'_>>(bytes)?;
-    if !rest.is_empty() {
-        return Err(SnapshotError::TrailingBytes { bytes: rest.len() });
-    }
-    if state.vcpus.is_empty() || state.vcpus.len() > usize::from(MAX_VCPUS) {
+fn vcpus(
+    vcpus: Vec<Vcpu<'_>>,
+    extended: &[u8],
+    has_platform: bool,
+) -> Result<Vec<VcpuState>, SnapshotError> {
+    if vcpus.is_empty() || vcpus.len() > usize::from(MAX_VCPUS) {
         return Err(SnapshotError::VcpuCount {
-            vcpus: state.vcpus.len(),
+            vcpus: vcpus.len(),
             limit: MAX_VCPUS,
         });
     }
+    let container = Container::open(extended)?;
+    let members: Vec<_> = container.members().collect();
+    if !members.iter().map(Member::vcpu).eq((0..).take(vcpus.len())) {
+        return Err(SnapshotError::Members {
+            members: members.len(),
+            vcpus: vcpus.len(),
+        });
+    }
     (0..)
-        .zip(state.vcpus)
-        .map(|(vcpu, state)| self::vcpu(state).map_err(|cause| SnapshotError::Vcpu { vcpu, cause }))
+        .zip(vcpus.into_iter().zip(members))
+        .map(|(index, (state, member))| {
+            vcpu(state, &member, has_platform)
+                .map_err(|cause| SnapshotError::Vcpu { vcpu: index, cause })
+        })
         .collect()
 }
 
-fn vcpu(vcpu: Vcpu<'_>) -> Result<VcpuState, VcpuCause> {
+fn vcpu(vcpu: Vcpu<'_>, member: &Member<'_>, has_platform: bool) -> Result<VcpuState, VcpuCause> {
     if vcpu.cpuid.len() > KVM_MAX_CPUID_ENTRIES {
         return Err(VcpuCause::CpuidEntries {
             entries: vcpu.cpuid.len(),
@@ -85,8 +107,12 @@ fn vcpu(vcpu: Vcpu<'_>) -> Result<VcpuState, VcpuCause> {
     if let Some(msr) = vcpu.msrs.iter().find(|msr| is_extended_state(msr.index)) {
         return Err(VcpuCause::MsrOfExtendedState { index: msr.index });
     }
+    if vcpu.lapic.is_some() != has_platform {
+        return Err(VcpuCause::LocalApic { has_platform });
+    }
     Ok(VcpuState {
-        extended: extended(&vcpu.extended, &vcpu.cpuid)?,
+        extended: extended(member, &vcpu.cpuid)?,
+        lapic: vcpu.lapic.map(lapic).transpose()?,
         cpuid: vcpu.cpuid,
         general: vcpu.general,
         special: vcpu.special,
@@ -97,35 +123,39 @@ fn vcpu(vcpu: Vcpu<'_>) -> Result<VcpuState, VcpuCause> {
     })
 }
 
+fn lapic(bytes: &[u8]) -> Result<Box<LocalApic>, VcpuCause> {
+    let lapic = <&LocalApic>::try_from(bytes).map_err(|_| VcpuCause::LocalApicBytes {
+        actual_bytes: bytes.len(),
+    })?;
+    Ok(Box::new(*lapic))
+}
+
+/// The state must be one of the layout that the vCPU's CPUID gives.
 fn extended(
-    saved: &Extended<'_>,
+    member: &Member<'_>,
     cpuid: &[CpuidEntry],
 ) -> Result<ExtendedState<'static>, VcpuCause> {
     let entries: Vec<kvm_cpuid_entry2> = cpuid.iter().copied().map(Into::into).collect();
     let layout = host::layout(&entries)?;
-    // The file leaves out what is behind the last component in use. The layout's size is bounded.
-    if saved.area.len() > layout.standard_size() {
-        return Err(VcpuCause::AreaTooLong {
-            actual_bytes: saved.area.len(),
-            limit_bytes: layout.standard_size(),
-        });
+    let mut area = Vec::new();
+    let state = member.decode(&Codec::new(&layout), &mut area)?;
+    Ok(state.into_owned())
+}
+
+fn platform(platform: Platform<'_>) -> Result<platform::Platform, SnapshotError> {
+    let mut chips = [(); 3].map(|()| Box::new([0; CHIP_BYTES]));
+    for (chip, bytes) in chips.iter_mut().zip(platform.chips) {
+        let bytes = <&Chip>::try_from(bytes).map_err(|_| SnapshotError::ChipBytes {
+            actual_bytes: bytes.len(),
+        })?;
+        **chip = *bytes;
     }
-    let mut area = saved.area.to_vec();
-    area.resize(layout.standard_size(), 0);
-    let image = Image::parse(&area, &layout)?;
-    let required_bytes = layout.standard_size_of(image.xstate_bv());
-    if saved.area.len() != required_bytes {
-        return Err(VcpuCause::AreaLength {
-            required_bytes,
-            actual_bytes: saved.area.len(),
-        });
-    }
-    let registers = Registers {
-        xcr0: XFeatures::from_bits_retain(saved.xcr0),
-        xfd: XFeatures::from_bits_retain(saved.xfd),
-        xfd_err: XFeatures::from_bits_retain(saved.xfd_err),
-    };
-    Ok(ExtendedState::new(image, registers)?.into_owned())
+    Ok(platform::Platform {
+        chips,
+        timer: platform.timer,
+        clock: platform.clock,
+        devices: platform.devices,
+    })
 }
 
 fn pages(header: &Header, numbers: &[u8], content: &[u8]) -> Result<Pages, PageError> {
@@ -178,6 +208,23 @@ pub enum SnapshotError {
         vcpus: usize,
         /// [`MAX_VCPUS`].
         limit: u8,
+    },
+    /// The container of the extended states cannot be read.
+    #[error("the extended states: {0}")]
+    Container(#[from] ContainerError),
+    /// The container has not one state for each vCPU, in their order.
+    #[error("the extended states: {members} of them, and not one for each of {vcpus} vCPUs")]
+    Members {
+        /// In the container.
+        members: usize,
+        /// Of the VM.
+        vcpus: usize,
+    },
+    /// An interrupt controller has another length.
+    #[error("an interrupt controller of {actual_bytes} bytes; it has 512")]
+    ChipBytes {
+        /// In the file.
+        actual_bytes: usize,
     },
     /// Guest memory.
     #[error("guest memory: {0}")]
@@ -244,26 +291,23 @@ pub enum VcpuCause {
     /// The CPUID describes an area that cannot exist.
     #[error("its CPUID: {0}")]
     Layout(#[from] LayoutError),
-    /// The area is longer than the CPUID allows.
-    #[error("an area of {actual_bytes} bytes; its CPUID has room for {limit_bytes}")]
-    AreaTooLong {
-        /// The file's.
-        actual_bytes: usize,
-        /// By the CPUID.
-        limit_bytes: usize,
+    /// The extended state is damaged, or not one of its CPUID.
+    #[error(transparent)]
+    Extended(#[from] MemberError),
+    /// A local APIC without the other interrupt controllers, or the other way round.
+    #[error("{}", if *.has_platform {
+        "it has no local APIC, and the VM has interrupt controllers"
+    } else {
+        "it has a local APIC, and the VM has no other interrupt controllers"
+    })]
+    LocalApic {
+        /// The VM has interrupt controllers.
+        has_platform: bool,
     },
-    /// The area is not valid.
-    #[error("its area: {0}")]
-    Image(#[from] ImageError),
-    /// The area does not end with the last component in use.
-    #[error("an area of {actual_bytes} bytes; what is in use needs {required_bytes}")]
-    AreaLength {
-        /// By XSTATE_BV and the CPUID.
-        required_bytes: usize,
-        /// The file's.
+    /// The local APIC has another length.
+    #[error("a local APIC of {actual_bytes} bytes; it has 1024")]
+    LocalApicBytes {
+        /// In the file.
         actual_bytes: usize,
     },
-    /// The registers are not valid, or not with the area.
-    #[error("its extended state: {0}")]
-    State(#[from] StateError),
 }

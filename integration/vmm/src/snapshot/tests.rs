@@ -5,14 +5,16 @@
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use xsave_state::{
-    ComponentId, ExtendedState, Image, ImageError, Registers, StateError, XFeatures,
-};
+use xsave_state::wire::{DecodeError, MemberError};
+use xsave_state::{ComponentId, ExtendedState, Image, Registers, StateError, XFeatures};
 
 use super::header::{HEADER_BYTES, HeaderError};
-use super::wire::{Extended, State, Vcpu};
+use super::wire::{Platform as WirePlatform, State, Vcpu, container};
 use super::*;
+use crate::linux::devices;
 use crate::memory::PAGE_BYTES;
+use crate::platform::CHIP_BYTES;
+use crate::registers::Timer;
 
 const HEADER_CHECKSUM: usize = 60;
 const BODY_CHECKSUM: usize = 40;
@@ -88,6 +90,7 @@ pub(crate) fn snapshot() -> Snapshot {
             index: 0x10,
             data: 77,
         }],
+        lapic: None,
     };
     Snapshot {
         vcpus: vec![vcpu(3), vcpu(4)],
@@ -96,7 +99,26 @@ pub(crate) fn snapshot() -> Snapshot {
             numbers: vec![1, 63],
             content: (0..2 * PAGE_BYTES).map(|i| (i / 7) as u8).collect(),
         },
+        platform: None,
     }
+}
+
+/// The same with interrupt controllers, timer, clock and devices.
+pub(crate) fn linux_snapshot() -> Snapshot {
+    let mut snapshot = snapshot();
+    for (fill, vcpu) in (1..).zip(&mut snapshot.vcpus) {
+        vcpu.lapic = Some(Box::new([fill; 1024]));
+    }
+    snapshot.platform = Some(Platform {
+        chips: [1, 2, 3].map(|fill| Box::new([fill; CHIP_BYTES])),
+        timer: Timer {
+            flags: 2,
+            ..Timer::default()
+        },
+        clock: 12_345_678_901,
+        devices: devices::State::default(),
+    });
+    snapshot
 }
 
 /// A smaller one, for the tests that read it tens of thousands of times: the tiles of the first
@@ -169,6 +191,9 @@ fn what_is_written_is_what_is_read() {
     let bytes = snapshot().to_bytes();
     assert_eq!(Snapshot::from_bytes(&bytes), Ok(snapshot()));
     assert_eq!(snapshot().to_bytes(), bytes);
+    assert_holds(&bytes);
+    let bytes = linux_snapshot().to_bytes();
+    assert_eq!(Snapshot::from_bytes(&bytes), Ok(linux_snapshot()));
     assert_holds(&bytes);
 }
 
@@ -331,8 +356,8 @@ fn each_field_of_the_header_has_its_error() {
     let huge = u64::MAX.to_le_bytes();
     assert!(matches!(error(0, b"x"), HeaderError::Magic { .. }));
     assert!(matches!(
-        error(8, &[2]),
-        HeaderError::Version { found: 2, .. }
+        error(8, &[3]),
+        HeaderError::Version { found: 3, .. }
     ));
     assert!(matches!(
         error(12, &[65]),
@@ -356,25 +381,33 @@ fn each_field_of_the_header_has_its_error() {
     assert!(matches!(error(32, &[4]), HeaderError::Length { .. }));
 }
 
-/// The file with vCPU 1's registers changed, and right in all else.
-fn with(change: impl FnOnce(&mut Vcpu<'_>)) -> Result<Snapshot, SnapshotError> {
-    let mut snapshot = snapshot();
-    let vcpus = core::mem::take(&mut snapshot.vcpus);
+/// The file with the registers changed, and right in all else.
+fn with_state(
+    snapshot: &Snapshot,
+    change: impl FnOnce(&mut State<'_>),
+) -> Result<Snapshot, SnapshotError> {
+    let extended = container(&snapshot.vcpus);
     let mut state = State {
-        vcpus: vcpus.iter().map(Vcpu::from).collect(),
+        vcpus: snapshot.vcpus.iter().map(Vcpu::from).collect(),
+        extended: &extended,
+        platform: snapshot.platform.as_ref().map(WirePlatform::from),
     };
-    change(state.vcpus.last_mut().unwrap());
-    file(&snapshot, &postcard::to_allocvec(&state).unwrap())
+    change(&mut state);
+    file(snapshot, &postcard::to_allocvec(&state).unwrap())
+}
+
+/// The same with vCPU 1's changed.
+fn with(change: impl FnOnce(&mut Vcpu<'_>)) -> Result<Snapshot, SnapshotError> {
+    with_state(&snapshot(), |state| change(state.vcpus.last_mut().unwrap()))
 }
 
 /// `state` with the memory of `snapshot`, read.
 fn file(snapshot: &Snapshot, state: &[u8]) -> Result<Snapshot, SnapshotError> {
-    let memory = snapshot.to_bytes();
-    let (empty_state, header) = (postcard::to_allocvec(&State { vcpus: vec![] }).unwrap(), 64);
-    let mut bytes = memory[..header].to_vec();
+    let good = snapshot.to_bytes();
+    let mut bytes = good[..HEADER_BYTES].to_vec();
     bytes[16..24].copy_from_slice(&(state.len() as u64).to_le_bytes());
     bytes.extend_from_slice(state);
-    bytes.extend_from_slice(&memory[header + empty_state.len()..]);
+    bytes.extend_from_slice(&good[HEADER_BYTES + snapshot.state_bytes().len()..]);
     seal(&mut bytes);
     Snapshot::from_bytes(&bytes)
 }
@@ -384,21 +417,6 @@ fn cause(change: impl FnOnce(&mut Vcpu<'_>)) -> VcpuCause {
         Err(SnapshotError::Vcpu { vcpu: 1, cause }) => cause,
         other => panic!("{other:?}"),
     }
-}
-
-/// The same with bytes of the area changed.
-fn area_cause(at: usize, bytes: &[u8]) -> VcpuCause {
-    let extended = extended(4);
-    let mut area = extended.image().as_bytes().to_vec();
-    area[at..at + bytes.len()].copy_from_slice(bytes);
-    cause(|vcpu| {
-        vcpu.extended = Extended {
-            xcr0: 0x602e7,
-            xfd: 0,
-            xfd_err: 0,
-            area: Box::leak(area.into_boxed_slice()),
-        };
-    })
 }
 
 #[test]
@@ -422,56 +440,128 @@ fn hostile_registers_are_named() {
         cause(|vcpu| vcpu.cpuid.clear()),
         VcpuCause::Layout(_)
     ));
-    assert!(matches!(
-        cause(|vcpu| vcpu.extended.area = &[0; 11_009]),
-        VcpuCause::AreaTooLong {
-            actual_bytes: 11_009,
-            limit_bytes: 11_008
+    assert_eq!(
+        cause(|vcpu| vcpu.lapic = Some(&[0; 1024])),
+        VcpuCause::LocalApic {
+            has_platform: false
         }
-    ));
-    assert!(matches!(
-        cause(|vcpu| vcpu.extended.area = vcpu.extended.area.get(..11_007).unwrap()),
-        VcpuCause::AreaLength {
-            required_bytes: 11_008,
-            actual_bytes: 11_007
-        }
-    ));
+    );
+}
+
+#[test]
+fn hostile_interrupt_controllers_are_named() {
+    let linux = linux_snapshot();
+    assert_eq!(with_state(&linux, |_| {}), Ok(linux_snapshot()));
+    let error = with_state(&linux, |state| state.vcpus[1].lapic = None).unwrap_err();
+    let cause = VcpuCause::LocalApic { has_platform: true };
+    assert_eq!(error, SnapshotError::Vcpu { vcpu: 1, cause });
+    let error = with_state(&linux, |state| state.vcpus[0].lapic = Some(&[0; 1023])).unwrap_err();
+    let cause = VcpuCause::LocalApicBytes { actual_bytes: 1023 };
+    assert_eq!(error, SnapshotError::Vcpu { vcpu: 0, cause });
+    let error = with_state(&linux, |state| {
+        state.platform.as_mut().unwrap().chips[2] = &[0; 513];
+    });
+    assert_eq!(error, Err(SnapshotError::ChipBytes { actual_bytes: 513 }));
+    let error = with_state(&linux, |state| state.platform = None).unwrap_err();
+    let cause = VcpuCause::LocalApic {
+        has_platform: false,
+    };
+    assert_eq!(error, SnapshotError::Vcpu { vcpu: 0, cause });
+}
+
+/// The container of `snapshot` with its first state changed, and all checksums right: where
+/// docs/state-format.md has them.
+fn forged(snapshot: &Snapshot, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
+    const HEADER: usize = 16;
+    const ENTRY: usize = 16;
+    const TRAILER: usize = 32;
+    let mut bytes = container(&snapshot.vcpus);
+    let trailer = bytes.len() - TRAILER;
+    let index = trailer - ENTRY * snapshot.vcpus.len();
+    let second = u64::from_le_bytes(bytes[index + ENTRY..index + ENTRY + 8].try_into().unwrap());
+    let state = HEADER..usize::try_from(second).unwrap();
+    change(&mut bytes[state.clone()]);
+    let checksum = crc32fast::hash(&bytes[state.start..state.end - 4]).to_le_bytes();
+    bytes[state.end - 4..state.end].copy_from_slice(&checksum);
+    bytes[index + 12..index + 16].copy_from_slice(&checksum);
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&bytes[..HEADER]);
+    hasher.update(&bytes[index..trailer + 20]);
+    bytes[trailer + 20..trailer + 24].copy_from_slice(&hasher.finalize().to_le_bytes());
+    bytes
 }
 
 #[test]
 fn hostile_extended_state_is_named() {
+    let error = |at: usize, value: u64| {
+        let snapshot = snapshot();
+        let extended = forged(&snapshot, |state| {
+            state[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        });
+        with_state(&snapshot, |state| {
+            // It lives as long as the process.
+            state.extended = Box::leak(extended.into_boxed_slice());
+        })
+    };
+    assert_eq!(error(16, 0x602e7), Ok(snapshot()), "XCR0 as it was");
     // Tiles in use and disabled: the state that takes unfixed hosts down.
-    assert!(matches!(
-        cause(|vcpu| vcpu.extended.xfd = 1 << 18),
-        VcpuCause::State(StateError::InUseWhileDisabled { .. })
-    ));
-    assert!(matches!(
-        cause(|vcpu| vcpu.extended.xfd = 1 << 17),
-        VcpuCause::State(StateError::Xfd { .. })
-    ));
-    assert!(matches!(
-        cause(|vcpu| vcpu.extended.xfd_err = 1),
-        VcpuCause::State(StateError::XfdErr { .. })
-    ));
-    for xcr0 in [0, 2, 0x27, 0xe3, 0x40007, 1 << 63, u64::MAX] {
-        assert!(matches!(
-            cause(|vcpu| vcpu.extended.xcr0 = xcr0),
-            VcpuCause::State(StateError::Xcr0(_))
-        ));
+    for (at, value) in [(24, 1 << 18), (24, 1 << 17), (16, 0xe3), (16, 0)] {
+        let error = error(at, value).unwrap_err();
+        let SnapshotError::Vcpu {
+            vcpu: 0,
+            cause: VcpuCause::Extended(MemberError::Decode { source, .. }),
+        } = error
+        else {
+            panic!("{at}: {error:?}")
+        };
+        println!("{source}");
+        let disabled = matches!(
+            source,
+            DecodeError::State(StateError::InUseWhileDisabled { .. })
+        );
+        assert_eq!(disabled, (at, value) == (24, 1 << 18), "{source}");
     }
-    assert!(matches!(
-        area_cause(512, &(1u64 << 40 | 1).to_le_bytes()),
-        VcpuCause::Image(ImageError::Unsupported { .. })
-    ));
-    assert!(matches!(
-        area_cause(520, &(1u64 << 63).to_le_bytes()),
-        VcpuCause::Image(ImageError::Compacted { .. })
-    ));
-    // Reserved bytes of the header, MXCSR, TILECFG's palette.
-    for (at, bytes) in [(528, [1]), (27, [1]), (2752, [2])] {
-        let cause = area_cause(at, &bytes);
-        assert!(matches!(cause, VcpuCause::Image(_)), "{at}: {cause:?}");
+}
+
+#[test]
+fn there_is_one_extended_state_for_each_vcpu() {
+    let all = snapshot();
+    let mut one = snapshot();
+    one.vcpus.truncate(1);
+    for (vcpus, states) in [(&all, &one), (&one, &all)] {
+        let extended = container(&states.vcpus);
+        let error = with_state(vcpus, |state| {
+            // It lives as long as the process.
+            state.extended = Box::leak(extended.into_boxed_slice());
+        });
+        assert_eq!(
+            error,
+            Err(SnapshotError::Members {
+                members: states.vcpus.len(),
+                vcpus: vcpus.vcpus.len()
+            })
+        );
     }
+    let error = with_state(&all, |state| state.extended = &[0; 64]);
+    assert!(matches!(error, Err(SnapshotError::Container(_))));
+}
+
+#[test]
+fn a_state_of_another_layout_than_its_cpuid_is_named() {
+    let error = cause(|vcpu| {
+        for entry in vcpu.cpuid.iter_mut() {
+            if (entry.function, entry.index) == (0xd, 9) {
+                entry.ebx = 2696;
+            }
+        }
+    });
+    assert!(
+        matches!(
+            error,
+            VcpuCause::Extended(MemberError::Decode { vcpu: 1, .. })
+        ),
+        "{error:?}"
+    );
 }
 
 #[test]
@@ -482,6 +572,8 @@ fn the_number_of_vcpus_is_limited() {
         snapshot.vcpus.clear();
         let state = State {
             vcpus: all.iter().map(Vcpu::from).collect(),
+            extended: &[],
+            platform: None,
         };
         let state = postcard::to_allocvec(&state).unwrap();
         assert_eq!(
@@ -504,10 +596,7 @@ fn lengths_that_nothing_follows_allocate_nothing() {
         ));
     }
     // Something behind the last vCPU.
-    let mut state = postcard::to_allocvec(&State {
-        vcpus: snapshot().vcpus.iter().map(Vcpu::from).collect(),
-    })
-    .unwrap();
+    let mut state = snapshot().state_bytes();
     state.push(0);
     assert_eq!(
         file(&empty, &state),

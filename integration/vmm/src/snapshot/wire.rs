@@ -1,52 +1,52 @@
 //! What is written of the vCPUs, and how.
 
 use serde::{Deserialize, Serialize};
-use xsave_state::{ExtendedState, Layout};
+use xsave_state::wire::{Codec, Writer};
 
 use super::header::Header;
 use super::{Snapshot, VcpuState};
-use crate::registers::{CpuidEntry, Debug, Events, General, MpState, Msr, Special};
+use crate::linux::devices;
+use crate::platform::Platform as Captured;
+use crate::registers::{CpuidEntry, Debug, Events, General, MpState, Msr, Special, Timer};
 
-/// All vCPUs, as they are written.
+/// All but memory, as it is written.
 #[derive(Serialize, Deserialize)]
 pub(super) struct State<'a> {
     #[serde(borrow)]
     pub(super) vcpus: Vec<Vcpu<'a>>,
+    /// The extended states of all vCPUs, in xsave-state's container.
+    pub(super) extended: &'a [u8],
+    pub(super) platform: Option<Platform<'a>>,
 }
 
 /// One vCPU, as it is written.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Vcpu<'a> {
     pub(super) cpuid: Vec<CpuidEntry>,
-    #[serde(borrow)]
-    pub(super) extended: Extended<'a>,
     pub(super) general: General,
     pub(super) special: Special,
     pub(super) debug: Debug,
     pub(super) events: Events,
     pub(super) mp_state: MpState,
     pub(super) msrs: Vec<Msr>,
+    pub(super) lapic: Option<&'a [u8]>,
 }
 
-/// The extended state, as it is written: up to the end of the last component in use.
+/// Interrupt controllers, timer, clock and devices, as they are written.
 #[derive(Serialize, Deserialize)]
-pub(super) struct Extended<'a> {
-    pub(super) xcr0: u64,
-    pub(super) xfd: u64,
-    pub(super) xfd_err: u64,
-    pub(super) area: &'a [u8],
+pub(super) struct Platform<'a> {
+    #[serde(borrow)]
+    pub(super) chips: [&'a [u8]; 3],
+    pub(super) timer: Timer,
+    pub(super) clock: u64,
+    pub(super) devices: devices::State,
 }
 
 impl Snapshot {
     /// The bytes of a snapshot file.
     #[must_use]
     pub fn to_bytes(&self) -> Vec<u8> {
-        let state = State {
-            vcpus: self.vcpus.iter().map(Vcpu::from).collect(),
-        };
-        // It fails where a sequence does not know its length or the buffer is full: these do, and a
-        // vector grows.
-        let state = postcard::to_allocvec(&state).unwrap_or_default();
+        let state = self.state_bytes();
         let mut header = Header {
             state_bytes: state.len(),
             memory_bytes: self.memory.memory_bytes,
@@ -70,37 +70,58 @@ impl Snapshot {
         }
         bytes
     }
+
+    /// All but memory.
+    pub(crate) fn state_bytes(&self) -> Vec<u8> {
+        let extended = container(&self.vcpus);
+        let state = State {
+            vcpus: self.vcpus.iter().map(Vcpu::from).collect(),
+            extended: &extended,
+            platform: self.platform.as_ref().map(Platform::from),
+        };
+        // It fails where a sequence does not know its length or the buffer is full: these do, and a
+        // vector grows.
+        postcard::to_allocvec(&state).unwrap_or_default()
+    }
+}
+
+/// The extended states, each under the number of its vCPU.
+pub(super) fn container(vcpus: &[VcpuState]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    let mut bytes = Vec::new();
+    for (vcpu, state) in (0..).zip(vcpus) {
+        // It fails where numbers do not ascend or a state has not the codec's layout: not so here.
+        let codec = Codec::new(state.extended.layout());
+        if let Ok(piece) = writer.push(vcpu, &codec, &state.extended) {
+            bytes.extend_from_slice(piece);
+        }
+    }
+    bytes.extend_from_slice(writer.finish());
+    bytes
 }
 
 impl<'a> From<&'a VcpuState> for Vcpu<'a> {
     fn from(vcpu: &'a VcpuState) -> Self {
         Self {
             cpuid: vcpu.cpuid.clone(),
-            extended: Extended::from(&vcpu.extended),
             general: vcpu.general,
             special: vcpu.special,
             debug: vcpu.debug,
             events: vcpu.events,
             mp_state: vcpu.mp_state,
             msrs: vcpu.msrs.clone(),
+            lapic: vcpu.lapic.as_ref().map(|lapic| lapic.as_slice()),
         }
     }
 }
 
-impl<'a> From<&'a ExtendedState<'static>> for Extended<'a> {
-    fn from(extended: &'a ExtendedState<'static>) -> Self {
-        let registers = extended.registers();
-        let area = extended.image().as_bytes();
-        let used = used_bytes(extended.layout(), extended);
+impl<'a> From<&'a Captured> for Platform<'a> {
+    fn from(platform: &'a Captured) -> Self {
         Self {
-            xcr0: registers.xcr0.bits(),
-            xfd: registers.xfd.bits(),
-            xfd_err: registers.xfd_err.bits(),
-            area: area.get(..used).unwrap_or(area),
+            chips: platform.chips.each_ref().map(|chip| chip.as_slice()),
+            timer: platform.timer,
+            clock: platform.clock,
+            devices: platform.devices.clone(),
         }
     }
-}
-
-fn used_bytes(layout: &Layout, extended: &ExtendedState<'_>) -> usize {
-    layout.standard_size_of(extended.image().xstate_bv())
 }

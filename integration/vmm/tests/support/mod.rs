@@ -6,11 +6,21 @@
     reason = "no test program uses all of it; small numbers"
 )]
 
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use amx_guest::report::Wish;
 use amx_guest::{Kind, Workload};
-use amx_vmm::{Console, Ended, Host, HostError, Snapshot, Vm};
+use amx_vmm::linux::devices::Devices;
+use amx_vmm::linux::log::Log;
+use amx_vmm::{Console, Ended, Host, HostError, Linux, Snapshot, Vm};
+use xsave_state::XFeatures;
 
+/// Where the lab's tests find what `amx-lab guest-kernel` has written.
+pub(crate) const GUEST_KERNEL: &str = "/boot/guest";
+/// Tells a test what to do in a process of its own.
+const JOB: &str = "AMX_VMM_JOB";
 /// No guest of these tests runs longer.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
@@ -64,4 +74,129 @@ pub(crate) fn stopped(host: &Host, kind: Kind, vcpus: u8, seed: u64) -> (Snapsho
             return (snapshot, workloads);
         }
     }
+}
+
+/// The host and a Linux guest for it, or `None` with a line that says what was skipped and why.
+pub(crate) fn linux_guest() -> Option<(Host, Linux)> {
+    let host = host()?;
+    if !host.layout().user().contains(XFeatures::AMX) {
+        println!("skipped: guests of this host have no AMX");
+        return None;
+    }
+    let kernel = Path::new(GUEST_KERNEL).join(amx_lab::VMLINUX);
+    if !kernel.is_file() {
+        println!(
+            "skipped: there is no kernel for guests at {}",
+            kernel.display()
+        );
+        return None;
+    }
+    Some((host, Linux::new(kernel)))
+}
+
+/// How long a Linux guest runs between looks at what it has reported.
+const SLICE: Duration = Duration::from_millis(20);
+/// So many slices without the reports that are waited for, and the guest hangs.
+const SLICES: u32 = 250;
+
+/// Lets a Linux guest run until each of its processes has had `rounds` more rounds, all right.
+pub(crate) fn let_work(vm: &mut Vm, devices: &Devices, rounds: u64) {
+    let before = devices.log();
+    run_until(vm, devices, |log| log.went_on(&before, rounds));
+    assert_eq!(devices.switched(), None, "{}", devices.console());
+}
+
+/// Asks a Linux guest to end, and gives all that it has reported: all right.
+pub(crate) fn end(vm: &mut Vm, devices: &Devices, wish: Wish) -> Log {
+    devices.wish(wish);
+    run_until(vm, devices, |log| {
+        log.finished && devices.switched().is_some()
+    });
+    let log = devices.log();
+    for process in &log.processes {
+        assert!(process.ended, "{log:#?}");
+    }
+    log
+}
+
+fn run_until(vm: &mut Vm, devices: &Devices, done: impl Fn(&Log) -> bool) {
+    for _ in 0..SLICES {
+        vm.run(devices, SLICE).expect("the guest runs");
+        let log = devices.log();
+        assert!(log.is_right(), "{log:#?}\n{}", devices.console());
+        if done(&log) {
+            return;
+        }
+    }
+    panic!(
+        "the guest hangs: {:#?}\n{}",
+        devices.log(),
+        devices.console()
+    );
+}
+
+/// Runs the calling test again in a process of its own, which gets `job` and has to pass. `test` is
+/// the test's name; in that process [`job`] gives the job.
+pub(crate) fn elsewhere(test: &str, job: &str) {
+    start_elsewhere(test, job).passes();
+}
+
+/// As [`elsewhere`], without waiting.
+pub(crate) fn start_elsewhere(test: &str, job: &str) -> Elsewhere {
+    let program = std::env::current_exe().expect("it has a path");
+    let process = Command::new(program)
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(JOB, job)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("this program can be started");
+    Elsewhere {
+        what: format!("{test}, {job}"),
+        process,
+    }
+}
+
+/// A test in a process of its own.
+pub(crate) struct Elsewhere {
+    what: String,
+    process: Child,
+}
+
+impl Elsewhere {
+    /// Waits for its end; it has to pass.
+    pub(crate) fn passes(self) {
+        let output = self.process.wait_with_output().expect("it ends");
+        let text = String::from_utf8_lossy(&output.stdout);
+        println!("{}: {text}", self.what);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{}: {}\n{}",
+            self.what,
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
+/// What this process is to do, if it was started by [`elsewhere`].
+pub(crate) fn job() -> Option<String> {
+    std::env::var(JOB).ok()
+}
+
+/// Lets a Linux guest run until it is stopped with a tile in a vCPU's registers, and gives its state.
+pub(crate) fn with_live_tiles(vm: &mut Vm, host: &Host, devices: &Devices) -> Snapshot {
+    for slice in 0..SLICES {
+        // Not always at the same distance from the last stop.
+        let time = Duration::from_micros(3000 + u64::from(slice * 1237 % 7000));
+        vm.run(devices, time).expect("the guest runs");
+        let in_use = vm.in_use(host).expect("it is captured");
+        if in_use
+            .iter()
+            .any(|in_use| in_use.contains(XFeatures::XTILEDATA))
+        {
+            return vm.capture_linux(host, devices).expect("it is captured");
+        }
+    }
+    panic!("never a tile in use: {:#?}", devices.log());
 }

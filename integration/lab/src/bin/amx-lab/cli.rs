@@ -30,6 +30,8 @@ pub(crate) enum Command {
     Shell(ShellArgs),
     /// Build the emulator and fetch the kernels, once
     Prepare(PrepareArgs),
+    /// Write a kernel of the lab as files that a VMM inside the lab boots as its guest
+    GuestKernel(GuestKernelArgs),
     /// Say what of the lab is there; the exit status is 0 if it can be used, and 125 if not
     Status(StatusArgs),
     /// Remove all of it
@@ -217,6 +219,15 @@ pub(crate) struct PrepareArgs {
         hide_short_help = true
     )]
     pub(crate) without_patch: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GuestKernelArgs {
+    #[command(flatten)]
+    pub(crate) lab: LabArgs,
+    /// Folder for vmlinux, an ELF file, and the modules
+    #[arg(value_name = "FOLDER")]
+    pub(crate) folder: PathBuf,
 }
 
 #[derive(Debug, Args)]

@@ -24,6 +24,7 @@ fn main() -> ExitCode {
         cli::Command::Shell(args) => run::shell(&args),
         cli::Command::Cargo(args) => cargo::cargo(&args),
         cli::Command::Prepare(args) => look::prepare(&args),
+        cli::Command::GuestKernel(args) => run::guest_kernel(&args),
         cli::Command::Status(args) => look::status(&args),
         cli::Command::Clean => look::clean(),
     };

@@ -10,7 +10,7 @@ use amx_lab::{
 };
 use anyhow::{Result, bail};
 
-use crate::cli::{LabArgs, RunArgs, ShellArgs};
+use crate::cli::{GuestKernelArgs, LabArgs, RunArgs, ShellArgs};
 
 /// Variables that are passed on to programs: what test binaries of cargo are told, and what changes how programs print.
 const PASSED: [&str; 9] = [
@@ -101,6 +101,15 @@ pub(crate) fn shell(args: &ShellArgs) -> Result<u8> {
         Streams::inherit().stdin(std::io::stdin()),
         None,
     )?))
+}
+
+pub(crate) fn guest_kernel(args: &GuestKernelArgs) -> Result<u8> {
+    let options = args.lab.options();
+    let show = Show::default();
+    let store = Store::open()?;
+    prepare_if_allowed(&store, &args.lab, &options, &show)?;
+    amx_lab::guest_kernel(&store, options.kernel, &args.folder)?;
+    Ok(0)
 }
 
 fn with_files(mut job: Job, files: &[OsString]) -> Result<Job> {

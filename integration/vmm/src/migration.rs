@@ -1,0 +1,16 @@
+//! Moves a running guest to another process over a stream, usually a Unix socket.
+//!
+//! | module | its one job |
+//! |---|---|
+//! | [`frame`] | messages as bytes, and bytes of unknown origin as messages |
+//! | [`source`] | rounds of changed pages, then the rest with the guest stopped, then the hand-over |
+//! | [`destination`] | takes all of it into a new VM, and takes over |
+//!
+//! docs/migration.md has the protocol, and the argument why a guest never runs twice.
+
+pub mod destination;
+pub mod frame;
+pub mod source;
+
+pub use destination::{ReceiveError, Received, receive};
+pub use source::{Options, Report, Round, SendError, send};

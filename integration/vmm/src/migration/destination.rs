@@ -1,0 +1,229 @@
+//! The side that gets the guest: takes all of it into a new VM, and takes over.
+
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::frame::{FrameError, Link, Message, Offer, VERSION};
+use crate::fit::{Unfit, fit_layout};
+use crate::host::Host;
+use crate::memory::{MemoryError, PAGE_BYTES, Pages};
+use crate::platform::Platform;
+use crate::registers::CpuidEntry;
+use crate::restore::RestoreError;
+use crate::snapshot::{PageError, Snapshot, SnapshotError};
+use crate::vm::{Vm, VmError};
+
+/// A connection to the other side.
+///
+/// It must be a direct one: that it is closed has to mean that the other side has closed it or has
+/// ended. A Unix socket between the two processes is; one that somebody forwards is not.
+pub trait Stream: Read + Write {
+    /// Reading and writing fail after this time without a byte; `None`: never.
+    ///
+    /// # Errors
+    ///
+    /// The system refuses.
+    fn set_patience(&self, patience: Option<Duration>) -> io::Result<()>;
+}
+
+impl Stream for UnixStream {
+    fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
+        self.set_read_timeout(patience)?;
+        self.set_write_timeout(patience)
+    }
+}
+
+/// The other end is closed: by the other side, or with its process.
+pub(super) fn is_closed(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
+impl<S: Stream> Link<S> {
+    /// Waits for ever from here on.
+    pub(super) fn patient(&self) -> Result<(), FrameError> {
+        Ok(self.stream().set_patience(None)?)
+    }
+}
+
+/// A guest that has come.
+pub struct Received {
+    /// It has not run here yet, and runs nowhere else.
+    pub vm: Vm,
+    /// What it has beside its vCPUs; [`Devices::restore`](crate::linux::devices::Devices::restore)
+    /// takes the devices' part.
+    pub platform: Option<Platform>,
+    /// Pages that came, again and again.
+    pub pages: usize,
+}
+
+/// Takes a guest from whoever is at the other end of `stream`. When this returns, the guest is here.
+///
+/// # Errors
+///
+/// Why it has not come: then the source has it, and nothing of it is here.
+pub fn receive<S: Stream>(
+    host: &Host,
+    stream: S,
+    patience: Duration,
+) -> Result<Received, ReceiveError> {
+    stream
+        .set_patience(Some(patience))
+        .map_err(FrameError::from)?;
+    let mut link = Link::new(stream);
+    let received = match arrive(host, &mut link) {
+        Ok(received) => received,
+        Err(error) => {
+            // The source wants to know, if it is still there.
+            let _ = link.send(&Message::Refuse(error.to_string()));
+            return Err(error);
+        }
+    };
+    link.send(&Message::Ready)?;
+    // The source may take its time: it has a guest that stands still.
+    link.patient()?;
+    match link.receive()? {
+        Message::Commit => {}
+        other => return Err(ReceiveError::unexpected(other)),
+    }
+    // From here on the source does not run it, unless it sees this end closed without the answer.
+    match link.send(&Message::Running) {
+        Ok(()) => Ok(received),
+        // The source has ended, or does not know and stands still: nobody else has the guest.
+        Err(FrameError::Stream(error)) if is_closed(&error) => Ok(received),
+        // The guest is dropped before the stream is, so the source runs it when it is nowhere else.
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, ReceiveError> {
+    let hello = match link.receive()? {
+        Message::Hello(hello) => hello,
+        other => return Err(ReceiveError::unexpected(other)),
+    };
+    if hello.version != VERSION {
+        return Err(ReceiveError::Version {
+            found: hello.version,
+            known: VERSION,
+        });
+    }
+    let mut vm = if hello.has_platform {
+        Vm::with_platform(host, hello.memory_bytes)?
+    } else {
+        Vm::new(host, hello.memory_bytes)?
+    };
+    link.send(&Message::Offer(Offer {
+        version: VERSION,
+        cpuid: (host.guest_cpuid().as_slice().iter().copied())
+            .map(CpuidEntry::from)
+            .collect(),
+    }))?;
+    let mut pages: usize = 0;
+    loop {
+        match link.receive()? {
+            Message::Pages { numbers, content } => {
+                write_pages(&vm, &numbers, &content)?;
+                pages = pages.saturating_add(numbers.len());
+            }
+            Message::State(bytes) => {
+                let snapshot = Snapshot::from_parts(&bytes, Pages::default())?;
+                if snapshot.platform.is_some() != hello.has_platform {
+                    return Err(ReceiveError::Platform {
+                        promised: hello.has_platform,
+                    });
+                }
+                fit_layout(&snapshot.vcpus, host.layout())?;
+                vm.restore_into(host, &snapshot)?;
+                return Ok(Received {
+                    vm,
+                    platform: snapshot.platform,
+                    pages,
+                });
+            }
+            other => return Err(ReceiveError::unexpected(other)),
+        }
+    }
+}
+
+fn write_pages(vm: &Vm, numbers: &[u32], content: &[u8]) -> Result<(), ReceiveError> {
+    let limit = vm.memory_bytes.div_euclid(PAGE_BYTES as u64);
+    for (&page, content) in numbers.iter().zip(content.chunks_exact(PAGE_BYTES)) {
+        if u64::from(page) >= limit {
+            return Err(PageError::OutOfRange { page, limit }.into());
+        }
+        let address = u64::from(page).saturating_mul(PAGE_BYTES as u64);
+        vm.memory
+            .write_slice(content, GuestAddress(address))
+            .map_err(MemoryError::from)?;
+    }
+    Ok(())
+}
+
+/// A guest has not come.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ReceiveError {
+    /// The connection, or what came over it.
+    #[error("the source: {0}")]
+    Frame(#[from] FrameError),
+    /// The source speaks another version.
+    #[error("the source speaks version {found} of the protocol; this program {known}")]
+    Version {
+        /// The source's.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// The source does not send it.
+    #[error("the source refuses: {reason}")]
+    Refused {
+        /// Its words.
+        reason: String,
+    },
+    /// The source has said what it may not say now.
+    #[error("the source has sent a message out of turn")]
+    OutOfTurn,
+    /// No VM of that size.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// Pages that cannot be.
+    #[error("guest memory: {0}")]
+    Page(#[from] PageError),
+    /// Guest memory could not be written.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The state is not valid.
+    #[error(transparent)]
+    State(#[from] SnapshotError),
+    /// Interrupt controllers came that were not promised, or the other way round.
+    #[error("{}", if *.promised {
+        "the guest has no interrupt controllers, and they were promised"
+    } else {
+        "the guest has interrupt controllers, and they were not promised"
+    })]
+    Platform {
+        /// In the first message.
+        promised: bool,
+    },
+    /// The guest cannot go on here.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// KVM has refused the state.
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+}
+
+impl ReceiveError {
+    fn unexpected(message: Message) -> Self {
+        match message {
+            Message::Refuse(reason) => Self::Refused { reason },
+            _ => Self::OutOfTurn,
+        }
+    }
+}

@@ -1,0 +1,465 @@
+//! Messages as bytes, and bytes of unknown origin as messages.
+//!
+//! | bytes | |
+//! |---|---|
+//! | 0..4 | kind |
+//! | 4..8 | number of the message in its direction, from 0 |
+//! | 8..12 | bytes of the content |
+//! | 12..16 | CRC-32 of bytes 0..12 and the content |
+//! | 16.. | content |
+//!
+//! All little-endian. A length is compared with the limit of its kind before anything is allocated.
+
+use std::io::{self, Read, Write};
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::memory::PAGE_BYTES;
+use crate::registers::CpuidEntry;
+use crate::snapshot::header::MAX_STATE_BYTES;
+
+/// The version of the protocol that this program speaks, and the only one.
+pub const VERSION: u32 = 1;
+/// Pages of one message.
+pub const PAGES: usize = 128;
+
+const HEADER_BYTES: usize = 16;
+const CHECKSUM_AT: usize = 12;
+const PAGE_ENTRY_BYTES: usize = PAGE_BYTES + 4;
+/// Bytes of a reason why.
+const REASON_BYTES: usize = 4096;
+
+/// What one side tells the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Source: a guest wants to come.
+    Hello(Hello),
+    /// Destination: what guests may have there.
+    Offer(Offer),
+    /// Either: it will not be, and why.
+    Refuse(String),
+    /// Source: pages by their numbers, with their content one after the other.
+    Pages {
+        /// Ascending.
+        numbers: Vec<u32>,
+        /// [`PAGE_BYTES`] for each.
+        content: Vec<u8>,
+    },
+    /// Source: the guest is stopped, all its pages have been sent, and this is the rest.
+    State(Vec<u8>),
+    /// Destination: all of it is in place.
+    Ready,
+    /// Source: the guest is yours. From here on the source does not run it.
+    Commit,
+    /// Destination: it is mine. Sent before it runs.
+    Running,
+}
+
+/// A guest wants to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`VERSION`].
+    pub version: u32,
+    /// Bytes of guest memory.
+    pub memory_bytes: u64,
+    /// It has interrupt controllers and a timer in the kernel.
+    pub has_platform: bool,
+}
+
+/// What guests may have at the destination.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    /// [`VERSION`].
+    pub version: u32,
+    /// The CPUID of a guest there.
+    pub cpuid: Vec<CpuidEntry>,
+}
+
+impl Message {
+    const fn kind(&self) -> u32 {
+        match self {
+            Self::Hello(_) => 1,
+            Self::Offer(_) => 2,
+            Self::Refuse(_) => 3,
+            Self::Pages { .. } => 4,
+            Self::State(_) => 5,
+            Self::Ready => 6,
+            Self::Commit => 7,
+            Self::Running => 8,
+        }
+    }
+
+    fn content(&self) -> Vec<u8> {
+        // Serialising to a vector fails where a sequence does not know its length: these do.
+        match self {
+            Self::Hello(hello) => postcard::to_allocvec(hello).unwrap_or_default(),
+            Self::Offer(offer) => postcard::to_allocvec(offer).unwrap_or_default(),
+            Self::Refuse(reason) => shortened(reason).as_bytes().to_vec(),
+            Self::Pages { numbers, content } => {
+                let mut bytes = Vec::with_capacity(PAGE_ENTRY_BYTES.saturating_mul(numbers.len()));
+                bytes.extend(numbers.iter().flat_map(|number| number.to_le_bytes()));
+                bytes.extend_from_slice(content);
+                bytes
+            }
+            Self::State(bytes) => bytes.clone(),
+            Self::Ready | Self::Commit | Self::Running => Vec::new(),
+        }
+    }
+
+    fn parse(kind: u32, content: Vec<u8>) -> Result<Self, FrameError> {
+        Ok(match kind {
+            1 => Self::Hello(whole(&content)?),
+            2 => Self::Offer(whole(&content)?),
+            3 => Self::Refuse(String::from_utf8(content).map_err(|_| FrameError::Text)?),
+            4 => pages(&content)?,
+            5 => Self::State(content),
+            6 => Self::Ready,
+            7 => Self::Commit,
+            8 => Self::Running,
+            kind => return Err(FrameError::Kind { kind }),
+        })
+    }
+}
+
+/// As much of it as a message has room for.
+fn shortened(reason: &str) -> &str {
+    let ends = (0..=REASON_BYTES).rev();
+    ends.filter_map(|end| reason.get(..end.min(reason.len())))
+        .next()
+        .unwrap_or_default()
+}
+
+/// The most bytes that the content of a message may have; `None` where there is no such kind.
+fn limit(kind: u32) -> Option<usize> {
+    Some(match kind {
+        1 => 32,
+        2 => 32 << 10,
+        3 => REASON_BYTES,
+        4 => PAGES.saturating_mul(PAGE_ENTRY_BYTES),
+        5 => usize::try_from(MAX_STATE_BYTES).unwrap_or(usize::MAX),
+        6..=8 => 0,
+        _ => return None,
+    })
+}
+
+fn whole<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, FrameError> {
+    let (value, rest) = postcard::take_from_bytes(bytes)?;
+    if rest.is_empty() {
+        Ok(value)
+    } else {
+        Err(FrameError::TrailingBytes { bytes: rest.len() })
+    }
+}
+
+fn pages(content: &[u8]) -> Result<Message, FrameError> {
+    let count = content.len().checked_div(PAGE_ENTRY_BYTES).unwrap_or(0);
+    if content.len() != count.saturating_mul(PAGE_ENTRY_BYTES) {
+        return Err(FrameError::PartOfAPage {
+            bytes: content.len(),
+        });
+    }
+    let (numbers, content) = content
+        .split_at_checked(count.saturating_mul(4))
+        .unwrap_or_default();
+    let (numbers, _) = numbers.as_chunks();
+    Ok(Message::Pages {
+        numbers: numbers.iter().map(|n| u32::from_le_bytes(*n)).collect(),
+        content: content.to_vec(),
+    })
+}
+
+/// One end of a stream.
+pub(super) struct Link<S> {
+    stream: S,
+    sent: u32,
+    received: u32,
+}
+
+impl<S: Read + Write> Link<S> {
+    pub(super) fn new(stream: S) -> Self {
+        Self {
+            stream,
+            sent: 0,
+            received: 0,
+        }
+    }
+
+    pub(super) fn stream(&self) -> &S {
+        &self.stream
+    }
+
+    pub(super) fn send(&mut self, message: &Message) -> Result<(), FrameError> {
+        let content = message.content();
+        let bytes = encode(message.kind(), self.sent, &content);
+        self.sent = self.sent.wrapping_add(1);
+        self.stream.write_all(&bytes)?;
+        Ok(self.stream.flush()?)
+    }
+
+    pub(super) fn receive(&mut self) -> Result<Message, FrameError> {
+        let mut header = [0; HEADER_BYTES];
+        self.stream.read_exact(&mut header)?;
+        let [kind, number, bytes, stored] = fields(&header);
+        let limit_bytes = limit(kind).ok_or(FrameError::Kind { kind })?;
+        let actual_bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        if actual_bytes > limit_bytes {
+            return Err(FrameError::TooLong {
+                kind,
+                actual_bytes,
+                limit_bytes,
+            });
+        }
+        let mut content = vec![0; actual_bytes];
+        self.stream.read_exact(&mut content)?;
+        let computed = checksum(&header, &content);
+        if stored != computed {
+            return Err(FrameError::Checksum { stored, computed });
+        }
+        if number != self.received {
+            return Err(FrameError::Number {
+                actual: number,
+                expected: self.received,
+            });
+        }
+        self.received = self.received.wrapping_add(1);
+        Message::parse(kind, content)
+    }
+}
+
+fn encode(kind: u32, number: u32, content: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER_BYTES.saturating_add(content.len()));
+    let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
+    for field in [kind, number, length] {
+        bytes.extend(field.to_le_bytes());
+    }
+    let checksum = checksum(&bytes, content);
+    bytes.extend(checksum.to_le_bytes());
+    bytes.extend_from_slice(content);
+    bytes
+}
+
+fn fields(header: &[u8; HEADER_BYTES]) -> [u32; 4] {
+    let (fields, _) = header.as_chunks();
+    let mut values = [0; 4];
+    for (value, field) in values.iter_mut().zip(fields) {
+        *value = u32::from_le_bytes(*field);
+    }
+    values
+}
+
+fn checksum(header: &[u8], content: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(header.get(..CHECKSUM_AT).unwrap_or(header));
+    hasher.update(content);
+    hasher.finalize()
+}
+
+/// A message could not be sent or received.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The stream was cut, or has said nothing for too long.
+    #[error("the connection: {0}")]
+    Stream(#[from] io::Error),
+    /// There is no such message.
+    #[error("there is no message of kind {kind}")]
+    Kind {
+        /// Its number.
+        kind: u32,
+    },
+    /// It is longer than any of its kind.
+    #[error("a message of kind {kind} with {actual_bytes} bytes; the limit is {limit_bytes}")]
+    TooLong {
+        /// Its kind.
+        kind: u32,
+        /// By its header.
+        actual_bytes: usize,
+        /// Of its kind.
+        limit_bytes: usize,
+    },
+    /// It was changed on its way.
+    #[error("the message's checksum is {computed:#010x}, and {stored:#010x} came with it")]
+    Checksum {
+        /// As it came.
+        stored: u32,
+        /// Of what came.
+        computed: u32,
+    },
+    /// One is missing, or came twice.
+    #[error("message {actual} came, and {expected} is the next one")]
+    Number {
+        /// As it came.
+        actual: u32,
+        /// The next one.
+        expected: u32,
+    },
+    /// Its content cannot be read.
+    #[error("the message's content: {0}")]
+    Postcard(#[from] postcard::Error),
+    /// A reason that is no text.
+    #[error("a reason that is not UTF-8")]
+    Text,
+    /// There is something behind its content.
+    #[error("{bytes} bytes behind the message's content")]
+    TrailingBytes {
+        /// How many.
+        bytes: usize,
+    },
+    /// Pages are sent whole.
+    #[error("pages of {bytes} bytes in all; each has 4,100 with its number")]
+    PartOfAPage {
+        /// Of the content.
+        bytes: usize,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use rand::rngs::StdRng;
+    use rand::{RngExt, SeedableRng};
+
+    use super::*;
+
+    fn all() -> Vec<Message> {
+        vec![
+            Message::Hello(Hello {
+                version: 1,
+                memory_bytes: 128 << 20,
+                has_platform: true,
+            }),
+            Message::Offer(Offer {
+                version: 1,
+                cpuid: vec![CpuidEntry::default(); 3],
+            }),
+            Message::Refuse("no AMX here".into()),
+            Message::Pages {
+                numbers: vec![3, 77],
+                content: (0..2 * PAGE_BYTES).map(|i| (i / 5) as u8).collect(),
+            },
+            Message::State(vec![7; 100]),
+            Message::Ready,
+            Message::Commit,
+            Message::Running,
+        ]
+    }
+
+    fn bytes(messages: &[Message]) -> Vec<u8> {
+        let mut link = Link::new(VecDeque::new());
+        for message in messages {
+            link.send(message).unwrap();
+        }
+        link.stream.into()
+    }
+
+    fn read(bytes: &[u8]) -> (Vec<Message>, FrameError) {
+        let mut link = Link::new(VecDeque::from(bytes.to_vec()));
+        let mut messages = vec![];
+        loop {
+            match link.receive() {
+                Ok(message) => messages.push(message),
+                Err(error) => return (messages, error),
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_sent_is_received() {
+        let (messages, end) = read(&bytes(&all()));
+        assert_eq!(messages, all());
+        assert!(matches!(end, FrameError::Stream(_)));
+    }
+
+    #[test]
+    fn every_bit_flip_ends_the_stream_before_what_was_changed() {
+        for (place, message) in all().into_iter().enumerate() {
+            let before = bytes(&all()[..place]).len();
+            let good = bytes(&all());
+            let length = HEADER_BYTES + message.content().len();
+            for bit in 0..8 * length.min(200) {
+                let mut bytes = good.clone();
+                bytes[before + bit / 8] ^= 1 << (bit % 8);
+                let (messages, _) = read(&bytes);
+                assert_eq!(messages, all()[..place], "bit {bit} of {message:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_cut_ends_the_stream_with_whole_messages() {
+        let good = bytes(&all());
+        for end in (0..good.len()).step_by(7) {
+            let (messages, error) = read(&good[..end]);
+            assert_eq!(messages, all()[..messages.len()]);
+            assert!(matches!(error, FrameError::Stream(_)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_long_reason_is_cut_at_a_character() {
+        for fill in ["x", "ü", "€", "𝄞"] {
+            let long = format!("y{}", fill.repeat(REASON_BYTES));
+            let (messages, _) = read(&bytes(&[Message::Refuse(long.clone())]));
+            let [Message::Refuse(reason)] = messages.as_slice() else {
+                panic!("{messages:?}")
+            };
+            assert!(long.starts_with(reason) && reason.len() > REASON_BYTES - 4);
+        }
+    }
+
+    #[test]
+    fn messages_in_another_order_are_refused() {
+        let mut twice = bytes(&[Message::Ready]);
+        twice.extend(twice.clone());
+        let (messages, error) = read(&twice);
+        assert_eq!(messages, [Message::Ready]);
+        assert!(matches!(
+            error,
+            FrameError::Number {
+                actual: 0,
+                expected: 1
+            }
+        ));
+    }
+
+    #[test]
+    fn lengths_beyond_the_limit_of_their_kind_allocate_nothing() {
+        for kind in 0..12 {
+            let mut header = vec![];
+            for field in [kind, 0, u32::MAX, 0] {
+                header.extend(field.to_le_bytes());
+            }
+            let (_, error) = read(&header);
+            match limit(kind) {
+                Some(_) => assert!(matches!(error, FrameError::TooLong { .. }), "{error}"),
+                None => assert!(matches!(error, FrameError::Kind { .. }), "{error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn contents_that_are_made_up_are_refused_or_valid() {
+        let mut rng = StdRng::seed_from_u64(3);
+        let (mut refused, mut valid) = (0, 0);
+        for _ in 0..20_000 {
+            let kind = rng.random_range(1..9);
+            let most = limit(kind).unwrap().min(9000);
+            let mut content = vec![0; rng.random_range(0..=most)];
+            rng.fill(content.as_mut_slice());
+            let (messages, _) = read(&encode(kind, 0, &content));
+            match messages.first() {
+                Some(message) => {
+                    valid += 1;
+                    assert_eq!(read(&bytes(std::slice::from_ref(message))).0[0], *message);
+                }
+                None => refused += 1,
+            }
+        }
+        assert!(
+            refused > 100 && valid > 100,
+            "{refused} refused, {valid} valid"
+        );
+    }
+}

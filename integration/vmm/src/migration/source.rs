@@ -1,0 +1,364 @@
+//! The side that has the guest: rounds of changed pages, then the rest with the guest stopped, then the
+//! hand-over.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kvm_bindings::kvm_cpuid_entry2;
+use serde::Serialize;
+use thiserror::Error;
+use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::errno;
+use xsave_state::{Layout, LayoutError};
+
+use super::destination::{Stream, is_closed};
+use super::frame::{FrameError, Hello, Link, Message, PAGES, VERSION};
+use crate::bus::Bus;
+use crate::capture::CaptureError;
+use crate::fit::{Unfit, fit_layout};
+use crate::host::{self, Host};
+use crate::linux::devices::{self, Devices};
+use crate::memory::{MemoryError, PAGE_BYTES, Pages};
+use crate::platform::{Platform, PlatformError};
+use crate::run::{self, RunError};
+use crate::snapshot::Snapshot;
+use crate::vm::Vm;
+
+/// How long the vCPUs run before they are asked whether the round is over.
+const SLICE: Duration = Duration::from_millis(10);
+
+/// How a guest is to be moved.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// The guest is stopped when what is left takes no longer at the rate seen so far.
+    pub downtime: Duration,
+    /// After so many rounds it is stopped in any case.
+    pub max_rounds: u32,
+    /// The destination must answer within this time; there is no limit once the guest is handed over.
+    pub patience: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            downtime: Duration::from_millis(300),
+            max_rounds: 16,
+            patience: Duration::from_secs(30),
+        }
+    }
+}
+
+/// One round of pages.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Round {
+    /// Its number, from 0: all pages that are not zero.
+    pub round: u32,
+    /// The guest was stopped.
+    pub stopped: bool,
+    /// Pages sent.
+    pub pages: usize,
+    /// Bytes of pages per second in this round.
+    pub bytes_per_second: f64,
+    /// Pages that have changed meanwhile.
+    pub changed: usize,
+    /// How long those would take, in seconds: what the guest would stand still for.
+    pub expected_downtime: f64,
+}
+
+/// A guest that was moved.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Report {
+    /// All rounds; the last one with the guest stopped.
+    pub rounds: Vec<Round>,
+    /// Bytes of registers, devices and controllers.
+    pub state_bytes: usize,
+    /// From the stop to the destination's word that it has the guest, in seconds.
+    pub downtime: f64,
+    /// From the first message on, in seconds.
+    pub total: f64,
+}
+
+/// Moves the guest of `vm` to whoever is at the other end of `stream`, and tells `progress` of each
+/// round. Until it is stopped the guest runs on, with `bus` (and `devices`, where it has any).
+///
+/// `Ok` means that the destination has the guest: `vm` must not run again, and is best dropped.
+///
+/// # Errors
+///
+/// Why the guest was not moved. It is stopped, and can run on here; except after
+/// [`SendError::Undecided`] and errors of the guest itself.
+pub fn send<S: Stream, B: Bus>(
+    vm: &mut Vm,
+    host: &Host,
+    guest: (&B, Option<&Devices>),
+    stream: S,
+    options: &Options,
+    mut progress: impl FnMut(&Round),
+) -> Result<Report, SendError> {
+    let start = Instant::now();
+    stream
+        .set_patience(Some(options.patience))
+        .map_err(FrameError::from)?;
+    let mut link = Link::new(stream);
+    agree(&mut link, vm, host, guest.1.is_some())?;
+    vm.log_dirty_pages(true).map_err(SendError::DirtyLog)?;
+    let moved = rounds(&mut link, vm, host, guest, options, &mut progress);
+    // The guest that stays is not to pay for it. Of one that has gone, nobody cares.
+    let log_off = vm.log_dirty_pages(false).map_err(SendError::DirtyLog);
+    let (rounds, stopped_at, state_bytes) = moved?;
+    if let Err(error) = log_off {
+        return refuse(&mut link, error);
+    }
+    hand_over(&mut link)?;
+    Ok(Report {
+        rounds,
+        state_bytes,
+        downtime: stopped_at.elapsed().as_secs_f64(),
+        total: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// The destination describes itself, and the guest is compared with that.
+fn agree<S: Stream>(
+    link: &mut Link<S>,
+    vm: &Vm,
+    host: &Host,
+    has_platform: bool,
+) -> Result<(), SendError> {
+    link.send(&Message::Hello(Hello {
+        version: VERSION,
+        memory_bytes: vm.memory_bytes,
+        has_platform,
+    }))?;
+    let offer = match link.receive()? {
+        Message::Offer(offer) => offer,
+        other => return Err(SendError::unexpected(&other)),
+    };
+    if offer.version != VERSION {
+        let error = SendError::Version {
+            found: offer.version,
+            known: VERSION,
+        };
+        return refuse(link, error);
+    }
+    let entries: Vec<kvm_cpuid_entry2> = offer.cpuid.iter().copied().map(Into::into).collect();
+    let layout = match host::layout(&entries) {
+        Ok(layout) => layout,
+        Err(error) => return refuse(link, error.into()),
+    };
+    fits(vm, host, &layout).or_else(|error| refuse(link, error))
+}
+
+/// Whether the guest, as it is now, can go on there.
+fn fits(vm: &Vm, host: &Host, target: &Layout) -> Result<(), SendError> {
+    Ok(fit_layout(&vm.capture_vcpus(host, false)?, target)?)
+}
+
+/// Tells the other side, if it still listens.
+fn refuse<S: Stream, T>(link: &mut Link<S>, error: SendError) -> Result<T, SendError> {
+    let _ = link.send(&Message::Refuse(error.to_string()));
+    Err(error)
+}
+
+type Sent = (Vec<Round>, Instant, usize);
+
+/// All pages while the guest runs, again and again what has changed, then the rest.
+fn rounds<S: Stream, B: Bus>(
+    link: &mut Link<S>,
+    vm: &mut Vm,
+    host: &Host,
+    guest: (&B, Option<&Devices>),
+    options: &Options,
+    progress: &mut impl FnMut(&Round),
+) -> Result<Sent, SendError> {
+    let mut rounds: Vec<Round> = Vec::new();
+    let mut numbers = Pages::nonzero(&vm.memory, vm.memory_bytes)?;
+    loop {
+        let round = u32::try_from(rounds.len()).unwrap_or(u32::MAX);
+        let start = Instant::now();
+        let stop = AtomicBool::new(false);
+        let (vcpus, memory) = (&mut vm.vcpus, &vm.memory);
+        let sent = thread::scope(|scope| {
+            let runs = scope.spawn(|| {
+                while !stop.load(Ordering::SeqCst) {
+                    run::run(vcpus, guest.0, SLICE)?;
+                    if guest.0.stops(0) {
+                        break;
+                    }
+                }
+                Ok(())
+            });
+            let sent = send_pages(link, memory, &numbers);
+            stop.store(true, Ordering::SeqCst);
+            let ran = runs.join().unwrap_or(Err(RunError::ThreadDied));
+            ran.map_err(SendError::Guest).and(sent)
+        });
+        sent?;
+        if guest.0.stops(0) {
+            return refuse(link, SendError::GuestEnded);
+        }
+        let pages = numbers.len();
+        numbers = vm.dirty_pages().map_err(SendError::DirtyLog)?;
+        let this = measured(round, false, pages, numbers.len(), start.elapsed());
+        progress(&this);
+        rounds.push(this);
+        if this.expected_downtime <= options.downtime.as_secs_f64()
+            || round.saturating_add(1) >= options.max_rounds
+        {
+            break;
+        }
+    }
+    // Here the guest stands still.
+    let stopped_at = Instant::now();
+    let state = captured(vm, host, guest.1)?;
+    // After the capture, which may make KVM write to guest memory.
+    numbers.extend(vm.dirty_pages().map_err(SendError::DirtyLog)?);
+    numbers.sort_unstable();
+    numbers.dedup();
+    send_pages(link, &vm.memory, &numbers)?;
+    let round = u32::try_from(rounds.len()).unwrap_or(u32::MAX);
+    let last = measured(round, true, numbers.len(), 0, stopped_at.elapsed());
+    progress(&last);
+    rounds.push(last);
+    let state_bytes = state.len();
+    link.send(&Message::State(state))?;
+    match link.receive()? {
+        Message::Ready => Ok((rounds, stopped_at, state_bytes)),
+        other => Err(SendError::unexpected(&other)),
+    }
+}
+
+/// Once the commitment is sent, the guest is not run here, unless it is certain that the destination has
+/// not taken it.
+fn hand_over<S: Stream>(link: &mut Link<S>) -> Result<(), SendError> {
+    // To give up waiting would mean not to know.
+    link.patient()?;
+    // Where this fails, the rest of the message is never sent, and a part of it commits nobody.
+    link.send(&Message::Commit)?;
+    match link.receive() {
+        Ok(Message::Running) => Ok(()),
+        // The other end is closed, and did not say that it has the guest: it never will run it.
+        Err(FrameError::Stream(error)) if is_closed(&error) => Err(SendError::Frame(error.into())),
+        Ok(_) | Err(_) => Err(SendError::Undecided),
+    }
+}
+
+fn measured(round: u32, stopped: bool, pages: usize, changed: usize, time: Duration) -> Round {
+    #[allow(
+        clippy::cast_precision_loss,
+        reason = "numbers of pages of at most 256 MiB are exact"
+    )]
+    let bytes = |pages: usize| pages.saturating_mul(PAGE_BYTES) as f64;
+    // A round of nothing says nothing about the rate; then nothing is left, either.
+    let rate = bytes(pages.max(1)) / time.as_secs_f64().max(1e-9);
+    Round {
+        round,
+        stopped,
+        pages,
+        bytes_per_second: rate,
+        changed,
+        expected_downtime: bytes(changed) / rate,
+    }
+}
+
+fn send_pages<S: Stream>(
+    link: &mut Link<S>,
+    memory: &vm_memory::GuestMemoryMmap,
+    numbers: &[u32],
+) -> Result<(), SendError> {
+    for numbers in numbers.chunks(PAGES) {
+        let mut content = vec![0; numbers.len().saturating_mul(PAGE_BYTES)];
+        for (number, page) in numbers.iter().zip(content.chunks_exact_mut(PAGE_BYTES)) {
+            let address = u64::from(*number).saturating_mul(PAGE_BYTES as u64);
+            memory
+                .read_slice(page, GuestAddress(address))
+                .map_err(MemoryError::from)?;
+        }
+        link.send(&Message::Pages {
+            numbers: numbers.to_vec(),
+            content,
+        })?;
+    }
+    Ok(())
+}
+
+/// All but memory.
+fn captured(vm: &Vm, host: &Host, devices: Option<&Devices>) -> Result<Vec<u8>, SendError> {
+    let platform = devices
+        .map(|devices: &devices::Devices| Platform::capture(&vm.fd, devices.state()))
+        .transpose()?;
+    let snapshot = Snapshot {
+        vcpus: vm.capture_vcpus(host, platform.is_some())?,
+        memory: Pages::default(),
+        platform,
+    };
+    Ok(snapshot.state_bytes())
+}
+
+/// A guest was not moved.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The connection, or what came over it.
+    #[error("the destination: {0}")]
+    Frame(#[from] FrameError),
+    /// The destination speaks another version.
+    #[error("the destination speaks version {found} of the protocol; this program {known}")]
+    Version {
+        /// The destination's.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// The destination's CPUID describes an area that cannot exist.
+    #[error("the destination's CPUID: {0}")]
+    Layout(#[from] LayoutError),
+    /// The guest cannot go on there.
+    #[error(transparent)]
+    Unfit(#[from] Unfit),
+    /// The destination does not want it.
+    #[error("the destination refuses: {reason}")]
+    Refused {
+        /// Its words.
+        reason: String,
+    },
+    /// The destination has said what it may not say now.
+    #[error("the destination has sent a message out of turn")]
+    OutOfTurn,
+    /// KVM's log of changed pages.
+    #[error("the log of changed pages: {0}")]
+    DirtyLog(#[source] errno::Error),
+    /// The vCPUs' state could not be read.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The VM's state could not be read.
+    #[error(transparent)]
+    Platform(#[from] PlatformError),
+    /// Guest memory could not be read.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The guest has failed while it was being moved.
+    #[error("the guest: {0}")]
+    Guest(#[source] RunError),
+    /// The guest has ended while it was being moved.
+    #[error("the guest has ended its machine")]
+    GuestEnded,
+    /// The destination was told to take over, and its answer cannot be understood.
+    #[error(
+        "it is not known whether the destination has taken over: the guest stands still here; look \
+         there before it is run or dropped"
+    )]
+    Undecided,
+}
+
+impl SendError {
+    fn unexpected(message: &Message) -> Self {
+        match message {
+            Message::Refuse(reason) => Self::Refused {
+                reason: reason.clone(),
+            },
+            _ => Self::OutOfTurn,
+        }
+    }
+}

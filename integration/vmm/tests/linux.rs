@@ -1,0 +1,216 @@
+//! Linux guests, where this host's KVM has AMX and there is a kernel for them: in the AMX lab.
+
+#![allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+
+mod support;
+
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use amx_guest::report::Wish;
+use amx_vmm::linux::devices::{Devices, Switched};
+use amx_vmm::migration::{Options, receive, send};
+use amx_vmm::{Host, Linux, LinuxError, Snapshot, Vm, file};
+use support::{elsewhere, end, job, let_work, linux_guest, start_elsewhere, with_live_tiles};
+use xsave_state::{ExtendedState, XFeatures};
+
+#[test]
+fn it_computes_on_tiles_and_switches_itself_off() {
+    let Some((host, linux)) = linux_guest() else {
+        return;
+    };
+    let mut vm = Vm::boot_linux(&host, &linux).expect("it is loaded");
+    let devices = Devices::new(&vm);
+    let_work(&mut vm, &devices, 3);
+    let log = end(&mut vm, &devices, Wish::PowerOff);
+    assert_eq!(devices.switched(), Some(Switched::Off));
+    let kernel = amx_vmm::host::kernel().expect("/proc is there");
+    assert_eq!(log.up, Some((1, kernel)), "the lab's own kernel");
+    assert!(devices.console().contains("reboot: Power down"));
+}
+
+#[test]
+fn all_its_processors_compute_and_it_resets_itself() {
+    let Some((host, mut linux)) = linux_guest() else {
+        return;
+    };
+    linux.vcpus = Linux::MAX_VCPUS;
+    let mut vm = Vm::boot_linux(&host, &linux).expect("it is loaded");
+    let devices = Devices::new(&vm);
+    let_work(&mut vm, &devices, 3);
+    let log = end(&mut vm, &devices, Wish::Reset);
+    assert_eq!(devices.switched(), Some(Switched::Reset));
+    let processors = log.up.as_ref().map(|(processors, _)| *processors);
+    assert_eq!(processors, Some(8), "{}", devices.console());
+}
+
+#[test]
+fn a_guest_without_room_is_refused() {
+    let Some((host, linux)) = linux_guest() else {
+        return;
+    };
+    let refused = |linux: &Linux| {
+        let error = Vm::boot_linux(&host, linux).err().expect("it is refused");
+        println!("{error}");
+        error
+    };
+    let small = Linux {
+        memory_bytes: 48 << 20,
+        ..linux.clone()
+    };
+    assert!(matches!(refused(&small), LinuxError::Loader(_)));
+    let full = Linux {
+        initramfs: vec![0; 80 << 20],
+        ..linux.clone()
+    };
+    assert!(matches!(refused(&full), LinuxError::NoRoom { .. }));
+    let many = Linux {
+        vcpus: Linux::MAX_VCPUS + 1,
+        ..linux.clone()
+    };
+    assert!(matches!(refused(&many), LinuxError::VcpuCount { .. }));
+    let long = Linux {
+        command_line: "x".repeat(5000),
+        ..linux.clone()
+    };
+    assert!(matches!(refused(&long), LinuxError::CommandLine(_)));
+    let none = Linux {
+        kernel: "/proc/version".into(),
+        ..linux
+    };
+    assert!(matches!(refused(&none), LinuxError::Loader(_)));
+}
+
+#[test]
+fn it_goes_on_from_files_in_other_processes() {
+    let name = "it_goes_on_from_files_in_other_processes";
+    let Some((host, mut linux)) = linux_guest() else {
+        return;
+    };
+    let Some(job) = job() else {
+        for job in ["boot", "go on", "go on", "end"] {
+            elsewhere(name, job);
+        }
+        return;
+    };
+    let (mut vm, devices) = if job == "boot" {
+        linux.vcpus = 2;
+        let vm = Vm::boot_linux(&host, &linux).expect("it is loaded");
+        let devices = Devices::new(&vm);
+        (vm, devices)
+    } else {
+        restored(&host, name, |snapshot| snapshot)
+    };
+    let_work(&mut vm, &devices, 2);
+    if job == "end" {
+        let log = end(&mut vm, &devices, Wish::PowerOff);
+        assert!(log.processes[0].round > log.processes[0].rounds, "{log:#?}");
+    } else {
+        let snapshot = with_live_tiles(&mut vm, &host, &devices);
+        file::write(&path(name), &snapshot.to_bytes()).expect("it is written");
+    }
+}
+
+/// The control: the guest itself must notice.
+#[test]
+fn tiles_that_are_lost_are_noticed_by_the_guest() {
+    let name = "tiles_that_are_lost_are_noticed_by_the_guest";
+    let Some((host, linux)) = linux_guest() else {
+        return;
+    };
+    let Some(job) = job() else {
+        for job in ["boot", "lose"] {
+            elsewhere(name, job);
+        }
+        return;
+    };
+    if job == "boot" {
+        let mut vm = Vm::boot_linux(&host, &linux).expect("it is loaded");
+        let devices = Devices::new(&vm);
+        let_work(&mut vm, &devices, 1);
+        let snapshot = with_live_tiles(&mut vm, &host, &devices);
+        file::write(&path(name), &snapshot.to_bytes()).expect("it is written");
+        return;
+    }
+    let (mut vm, devices) = restored(&host, name, |snapshot| {
+        snapshot.map_extended(|extended| {
+            let image = extended.image().clone().without(XFeatures::XTILEDATA);
+            ExtendedState::new(image, extended.registers()).expect("less in use is never worse")
+        })
+    });
+    for _ in 0..250 {
+        vm.run(&devices, Duration::from_millis(20))
+            .expect("it runs");
+        let log = devices.log();
+        let mut wrong = log.processes.iter().flat_map(|process| &process.wrong);
+        if let Some((round, first, bytes)) = wrong.next() {
+            println!("round {round}: {first:?}, {bytes} bytes");
+            assert!(first.tile < 8 && *bytes > 0);
+            return;
+        }
+    }
+    panic!("the guest has noticed nothing: {:#?}", devices.log());
+}
+
+/// While it computes on tiles, from one process to the next.
+#[test]
+fn it_is_moved_over_sockets_while_it_computes() {
+    let name = "it_is_moved_over_sockets_while_it_computes";
+    let Some((host, mut linux)) = linux_guest() else {
+        return;
+    };
+    let socket = |left: u32| std::env::temp_dir().join(format!("{name}.{left}"));
+    let patience = Duration::from_secs(600);
+    let (mut vm, devices, left) = match job() {
+        None => {
+            linux.vcpus = 2;
+            let vm = Vm::boot_linux(&host, &linux).expect("it is loaded");
+            let devices = Devices::new(&vm);
+            (vm, devices, 2)
+        }
+        Some(left) => {
+            let left: u32 = left.parse().expect("a number");
+            let stream = UnixStream::connect(socket(left)).expect("the source listens");
+            let received = receive(&host, stream, patience).expect("it comes");
+            let platform = received.platform.expect("it is a Linux guest");
+            let devices = Devices::restore(&received.vm, platform.devices());
+            (received.vm, devices.expect("they are restored"), left)
+        }
+    };
+    let_work(&mut vm, &devices, 2);
+    let Some(next) = left.checked_sub(1) else {
+        let log = end(&mut vm, &devices, Wish::PowerOff);
+        assert!(log.processes[0].round > log.processes[0].rounds, "{log:#?}");
+        return;
+    };
+    let listener = UnixListener::bind(socket(next)).expect("the path is free");
+    let destination = start_elsewhere(name, &next.to_string());
+    let (stream, _) = listener.accept().expect("the destination comes");
+    let options = Options {
+        patience,
+        ..Options::default()
+    };
+    let guest = (&devices, Some(&devices));
+    let report = send(&mut vm, &host, guest, stream, &options, |round| {
+        println!("{round:?}");
+    });
+    println!("{:?}", report.expect("it is moved"));
+    assert!(devices.log().is_right(), "{:#?}", devices.log());
+    drop(vm);
+    destination.passes();
+}
+
+/// Where one process of a test leaves a snapshot for the next.
+fn path(test: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("{test}.snapshot"))
+}
+
+fn restored(host: &Host, test: &str, change: impl FnOnce(Snapshot) -> Snapshot) -> (Vm, Devices) {
+    let bytes = file::read(&path(test)).expect("it is read");
+    let snapshot = change(Snapshot::from_bytes(&bytes).expect("it is a snapshot"));
+    let vm = Vm::restore(host, &snapshot).expect("it is restored");
+    let platform = snapshot.platform().expect("it is of a Linux guest");
+    let devices = Devices::restore(&vm, platform.devices()).expect("they are restored");
+    (vm, devices)
+}
