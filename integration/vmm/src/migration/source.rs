@@ -182,7 +182,7 @@ fn rounds<S: Stream, B: Bus>(
         let sent = thread::scope(|scope| {
             let runs = scope.spawn(|| {
                 while !stop.load(Ordering::SeqCst) {
-                    run::run(vcpus, guest.0, SLICE)?;
+                    run::run(vcpus, None, guest.0, SLICE)?;
                     if guest.0.stops(0) {
                         break;
                     }

@@ -5,7 +5,7 @@
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use thiserror::Error;
-use xsave_state::wire::{Codec, Container, ContainerError, Member, MemberError};
+use xsave_state::wire::{Buffer, Codec, Container, ContainerError, Member, MemberError};
 use xsave_state::{ExtendedState, LayoutError};
 
 use super::header::{HEADER_BYTES, Header, HeaderError};
@@ -137,8 +137,8 @@ fn extended(
 ) -> Result<ExtendedState<'static>, VcpuCause> {
     let entries: Vec<kvm_cpuid_entry2> = cpuid.iter().copied().map(Into::into).collect();
     let layout = host::layout(&entries)?;
-    let mut area = Vec::new();
-    let state = member.decode(&Codec::new(&layout), &mut area)?;
+    let mut buffer = Buffer::new();
+    let state = member.decode(&Codec::new(&layout), &mut buffer)?;
     Ok(state.into_owned())
 }
 
