@@ -37,6 +37,14 @@ pub fn processors() -> io::Result<u32> {
     u32::try_from(count.count()).map_err(io::Error::other)
 }
 
+/// What the kernel says of AMX in the flags of its first processor.
+pub fn amx_flags() -> io::Result<Vec<String>> {
+    let text = fs::read_to_string("/proc/cpuinfo")?;
+    let flags = text.lines().find(|line| line.starts_with("flags"));
+    let words = flags.unwrap_or_default().split_whitespace();
+    Ok(words.filter(|word| word.starts_with("amx_")).map(str::to_owned).collect())
+}
+
 /// The kernel's release.
 pub fn kernel() -> io::Result<String> {
     let text = fs::read_to_string("/proc/sys/kernel/osrelease")?;

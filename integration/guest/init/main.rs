@@ -36,6 +36,7 @@ fn run() -> io::Result<std::convert::Infallible> {
     tell(&Report::Up {
         processors,
         kernel: machine::kernel()?,
+        amx: machine::amx_flags()?,
     });
     let (from_workers, to_init) = io::pipe()?;
     let mut children = Vec::new();

@@ -109,6 +109,8 @@ pub enum Report {
         processors: u32,
         /// The guest's kernel.
         kernel: String,
+        /// What /proc/cpuinfo says of AMX: the words of its flags that begin with `amx_`.
+        amx: Vec<String>,
     },
     /// A process by its place in [`LOADS`].
     Process {
@@ -136,10 +138,29 @@ pub enum Wish {
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Up { processors, kernel } => write!(f, "up {processors} {kernel}"),
+            Self::Up {
+                processors,
+                kernel,
+                amx,
+            } => write!(f, "up {processors} {} {kernel}", Words(amx)),
             Self::Process { process, event } => write!(f, "{process} {event}"),
             Self::Finished => f.write_str("finished"),
         }
+    }
+}
+
+/// Stands where there is no word.
+const NO_WORD: &str = "-";
+
+/// One word of several, joined by commas.
+struct Words<'a>(&'a [String]);
+
+impl fmt::Display for Words<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str(NO_WORD);
+        }
+        f.write_str(&self.0.join(","))
     }
 }
 
@@ -198,10 +219,13 @@ fn parse(line: &str) -> Option<Report> {
     match first {
         "finished" if rest.is_empty() => Some(Report::Finished),
         "up" => {
-            let (processors, kernel) = rest.split_once(' ')?;
+            let (processors, rest) = rest.split_once(' ')?;
+            let (amx, kernel) = rest.split_once(' ')?;
+            let amx = if amx == NO_WORD { "" } else { amx };
             Some(Report::Up {
                 processors: processors.parse().ok()?,
                 kernel: kernel.to_owned(),
+                amx: amx.split_terminator(',').map(str::to_owned).collect(),
             })
         }
         _ => {
@@ -286,10 +310,17 @@ mod tests {
             })
             .collect();
         reports.push(Report::Finished);
-        reports.push(Report::Up {
-            processors: 8,
-            kernel: "6.12.1-cloud-amd64 #1 SMP".into(),
-        });
+        for amx in [
+            &[][..],
+            &["amx_tile"],
+            &["amx_bf16", "amx_tile", "amx_int8"],
+        ] {
+            reports.push(Report::Up {
+                processors: 8,
+                kernel: "6.12.1-cloud-amd64 #1 SMP".into(),
+                amx: amx.iter().map(|word| (*word).to_owned()).collect(),
+            });
+        }
         reports
     }
 

@@ -20,6 +20,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cpuid_amx::Policy;
+use cpuid_amx::policy::PolicyError;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::Elf;
@@ -65,6 +67,8 @@ pub struct Linux {
     pub vcpus: u8,
     /// Bytes of memory.
     pub memory_bytes: u64,
+    /// What it sees of AMX, of what KVM supports.
+    pub policy: Policy,
 }
 
 impl Linux {
@@ -82,6 +86,7 @@ impl Linux {
             command_line: COMMAND_LINE_TEXT.to_owned(),
             vcpus: 1,
             memory_bytes: Self::MEMORY_BYTES,
+            policy: Policy::expose_all(),
         }
     }
 }
@@ -103,8 +108,11 @@ impl Vm {
         let mut vm = Self::with_platform(host, linux.memory_bytes)?;
         let entry = vm.load(linux)?;
         acpi::write(&vm.memory, linux.vcpus)?;
+        let mut supported = host.cpuid().clone();
+        linux.policy.apply(&mut supported)?;
         for index in 0..linux.vcpus {
-            let cpuid = cpu::cpuid(host, index, linux.vcpus).ok_or(LinuxError::CpuidFull)?;
+            let cpuid = cpu::cpuid(host, supported.as_slice(), index, linux.vcpus)
+                .ok_or(LinuxError::CpuidFull)?;
             let vcpu = vm.add_vcpu(host, index, &cpuid)?;
             vm.vcpus.push(vcpu);
         }
@@ -206,6 +214,9 @@ pub enum LinuxError {
         /// By the system.
         error: io::Error,
     },
+    /// The host cannot carry what the guest is to see of AMX.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// The kernel is none, or does not fit.
     #[error("the kernel: {0}")]
     Loader(#[from] loader::Error),

@@ -12,7 +12,8 @@ use amx_guest::report::Wish;
 use amx_vmm::linux::devices::{Devices, Switched};
 use amx_vmm::migration::{Options, receive, send};
 use amx_vmm::{Host, Linux, LinuxError, Snapshot, Vm, file};
-use support::{elsewhere, end, job, let_work, linux_guest, start_elsewhere, with_live_tiles};
+use cpuid_amx::{AmxFeatures, Level, Policy};
+use support::{boot, elsewhere, end, job, let_work, linux_guest, start_elsewhere, with_live_tiles};
 use xsave_state::{ExtendedState, XFeatures};
 
 #[test]
@@ -26,7 +27,9 @@ fn it_computes_on_tiles_and_switches_itself_off() {
     let log = end(&mut vm, &devices, Wish::PowerOff);
     assert_eq!(devices.switched(), Some(Switched::Off));
     let kernel = amx_vmm::host::kernel().expect("/proc is there");
-    assert_eq!(log.up, Some((1, kernel)), "the lab's own kernel");
+    let up = log.up.expect("it was booted here");
+    assert_eq!(up.kernel, kernel, "the lab's own kernel");
+    assert_eq!(up.processors, 1);
     assert!(devices.console().contains("reboot: Power down"));
 }
 
@@ -41,8 +44,46 @@ fn all_its_processors_compute_and_it_resets_itself() {
     let_work(&mut vm, &devices, 3);
     let log = end(&mut vm, &devices, Wish::Reset);
     assert_eq!(devices.switched(), Some(Switched::Reset));
-    let processors = log.up.as_ref().map(|(processors, _)| *processors);
+    let processors = log.up.as_ref().map(|up| up.processors);
     assert_eq!(processors, Some(8), "{}", devices.console());
+}
+
+/// Each level that this processor can carry, a part of it, and none: what the guest's kernel finds is
+/// what the policy says, as far as the kernel has names for it.
+#[test]
+fn its_kernel_sees_of_amx_what_the_policy_says() {
+    let Some((host, linux)) = linux_guest() else {
+        return;
+    };
+    let seen = |policy: Policy| {
+        let linux = Linux {
+            policy,
+            ..linux.clone()
+        };
+        let mut vm = Vm::boot_linux(&host, &linux).expect("it is loaded");
+        let devices = Devices::new(&vm);
+        let up = boot(&mut vm, &devices);
+        let features = up.amx.iter().map(|name| {
+            AmxFeatures::by_name(name).unwrap_or_else(|| panic!("{name} is not known"))
+        });
+        features.collect::<AmxFeatures>()
+    };
+    // Later features have no words in the flags of these kernels.
+    let named = AmxFeatures::TILE | AmxFeatures::INT8 | AmxFeatures::BF16;
+    assert_eq!(seen(Policy::hide_amx()), AmxFeatures::empty());
+    let part = AmxFeatures::TILE | AmxFeatures::BF16;
+    assert_eq!(seen(Policy::exactly(part)), part);
+    let mut carried = 0;
+    for level in Level::ALL {
+        let policy = Policy::level(level);
+        if policy.choose(host.cpuid()).is_err() {
+            println!("{level}: this processor cannot carry it");
+            continue;
+        }
+        assert_eq!(seen(policy), level.features() & named, "{level}");
+        carried += 1;
+    }
+    assert!(carried > 0, "a processor with AMX has the first level");
 }
 
 #[test]

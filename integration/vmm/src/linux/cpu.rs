@@ -29,11 +29,16 @@ const HTT: u32 = 1 << 28;
 /// CPUID.01H:EDX[9].
 const APIC: u32 = 1 << 9;
 
-/// What vCPU `index` of `vcpus` sees: what KVM supports, its own number, and one core per vCPU.
+/// What vCPU `index` of `vcpus` sees: what is `supported`, its own number, and one core per vCPU.
 /// `None` where the table is full.
-pub(crate) fn cpuid(host: &Host, index: u8, vcpus: u8) -> Option<CpuId> {
+pub(crate) fn cpuid(
+    host: &Host,
+    supported: &[kvm_cpuid_entry2],
+    index: u8,
+    vcpus: u8,
+) -> Option<CpuId> {
     let deadline = host.kvm().check_extension(Cap::TscDeadlineTimer);
-    let entries = with_topology(host.cpuid().as_slice(), index, vcpus, deadline);
+    let entries = with_topology(supported, index, vcpus, deadline);
     CpuId::from_entries(&entries).ok()
 }
 

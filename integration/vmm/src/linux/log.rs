@@ -31,11 +31,22 @@ impl Process {
     }
 }
 
+/// A guest after its boot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Up {
+    /// Processors online.
+    pub processors: u32,
+    /// The kernel's release.
+    pub kernel: String,
+    /// The words of /proc/cpuinfo's flags that begin with `amx_`.
+    pub amx: Vec<String>,
+}
+
 /// All that the guest has reported to this host.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Log {
-    /// Processors and kernel, where this host has seen the boot.
-    pub up: Option<(u32, String)>,
+    /// The guest as its init found it, where this host has seen the boot.
+    pub up: Option<Up>,
     /// By their place in [`LOADS`].
     pub processes: [Process; LOADS.len()],
     /// All processes have ended.
@@ -95,7 +106,17 @@ impl Log {
 
     fn add(&mut self, report: Report) {
         match report {
-            Report::Up { processors, kernel } => self.up = Some((processors, kernel)),
+            Report::Up {
+                processors,
+                kernel,
+                amx,
+            } => {
+                self.up = Some(Up {
+                    processors,
+                    kernel,
+                    amx,
+                });
+            }
             Report::Finished => self.finished = true,
             Report::Process { process, event } => {
                 if let Some(process) = self.processes.get_mut(usize::from(process)) {
@@ -145,13 +166,17 @@ mod tests {
 
     #[test]
     fn lines_come_in_any_pieces() {
-        let text = "up 2 6.12\n0 start int8\n0 round 1\n4 failed 1 no SIGILL\n0 round 2\n";
+        let text = "up 2 amx_tile 6.12\n0 start int8\n0 round 1\n4 failed 1 no SIGILL\n0 round 2\n";
         for size in 1..text.len() {
             let mut log = Log::default();
             for piece in text.as_bytes().chunks(size) {
                 log.write(piece);
             }
-            assert_eq!(log.up, Some((2, "6.12".into())));
+            let up = log
+                .up
+                .as_ref()
+                .map(|up| (up.processors, up.kernel.as_str()));
+            assert_eq!(up, Some((2, "6.12")));
             assert_eq!((log.processes[0].round, log.processes[0].rounds), (2, 2));
             assert_eq!(log.rounds(), 3);
             assert!(log.processes[0].is_right() && !log.processes[4].is_right());

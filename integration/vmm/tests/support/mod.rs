@@ -13,7 +13,7 @@ use std::time::Duration;
 use amx_guest::report::Wish;
 use amx_guest::{Kind, Workload};
 use amx_vmm::linux::devices::Devices;
-use amx_vmm::linux::log::Log;
+use amx_vmm::linux::log::{Log, Up};
 use amx_vmm::{Console, Ended, Host, HostError, Linux, Snapshot, Vm};
 use xsave_state::XFeatures;
 
@@ -104,6 +104,12 @@ pub(crate) fn let_work(vm: &mut Vm, devices: &Devices, rounds: u64) {
     let before = devices.log();
     run_until(vm, devices, |log| log.went_on(&before, rounds));
     assert_eq!(devices.switched(), None, "{}", devices.console());
+}
+
+/// Lets a Linux guest run until its init is up.
+pub(crate) fn boot(vm: &mut Vm, devices: &Devices) -> Up {
+    run_until(vm, devices, |log| log.up.is_some());
+    devices.log().up.expect("it was waited for")
 }
 
 /// Asks a Linux guest to end, and gives all that it has reported: all right.
