@@ -11,7 +11,9 @@ use crate::amx::AmxFeatures;
 ///
 /// The source of each is the table of recent instruction set extensions and the processors that
 /// introduce them in Intel's Architecture Instruction Set Extensions Programming Reference
-/// (319433), chapter 1. That of Diamond Rapids is announced there, and was seen nowhere.
+/// (319433), chapter 1. LLVM's target processors of these names have the same AMX features
+/// (`rustc --print cfg -C target-cpu=diamondrapids`, of a nightly compiler). Diamond Rapids is
+/// announced, and its CPUID was seen nowhere.
 ///
 /// ```
 /// use cpuid_amx::Level;
