@@ -24,7 +24,7 @@ mod lines;
 
 #[cfg(feature = "serde")]
 pub use document::{FORMAT, VERSION};
-pub use lines::Lines;
+pub use lines::{LineError, Lines};
 
 /// A fleet can have so many kinds of hosts: processors, kernels and settings that give guests
 /// different features. What a tally needs of memory is bounded by it, not by the number of hosts.
