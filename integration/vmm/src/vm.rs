@@ -170,6 +170,11 @@ impl Vm {
         run::run(&mut self.vcpus, Some(first_use), bus, limit)
     }
 
+    /// The frequency of the guest's TSC in kHz; `None` where KVM does not know it.
+    pub(crate) fn tsc_khz(&self) -> Option<u32> {
+        self.vcpus.first()?.get_tsc_khz().ok()
+    }
+
     /// KVM notes which pages change from now on, or no longer.
     pub(crate) fn log_dirty_pages(&self, on: bool) -> Result<(), errno::Error> {
         let flags = if on { KVM_MEM_LOG_DIRTY_PAGES } else { 0 };
