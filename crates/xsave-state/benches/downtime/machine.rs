@@ -1,8 +1,8 @@
 //! VMs without memory, whose vCPUs have state and never run, and the ioctls that a VMM calls for it.
 
 use kvm_bindings::{
-    KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_mp_state, kvm_msr_entry, kvm_regs,
-    kvm_sregs, kvm_vcpu_events, kvm_xcrs,
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_debugregs, kvm_mp_state, kvm_msr_entry,
+    kvm_regs, kvm_sregs, kvm_vcpu_events, kvm_xcrs,
 };
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use xsave_state::kvm::{self, MSR_IA32_XFD, MSR_IA32_XFD_ERR, XsaveBuffer, XsaveSize};
@@ -16,6 +16,8 @@ pub(crate) const BLOB_BYTES: usize = 11_008;
 pub(crate) struct Machine {
     pub(crate) vcpus: Vec<VcpuFd>,
     _vm: VmFd,
+    kvm: Kvm,
+    supported: CpuId,
     pub(crate) layout: Layout,
     pub(crate) size: XsaveSize,
     /// Those that can be read and written, without the extended state's.
@@ -44,15 +46,8 @@ impl Machine {
         let kvm = Kvm::new().ok()?;
         // SAFETY: arch_prctl with this operation takes two numbers and touches no memory.
         unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1025, 18) };
-        let vm = kvm.create_vm().ok()?;
         let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).ok()?;
-        let vcpus: Vec<VcpuFd> = (0..vcpus)
-            .map(|index| {
-                let vcpu = vm.create_vcpu(index).unwrap();
-                vcpu.set_cpuid2(&supported).unwrap();
-                vcpu
-            })
-            .collect();
+        let (vm, vcpus) = create(&kvm, &supported, vcpus);
         let cpuid = vcpus[0].get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
         let layout = Layout::from_cpuid(|leaf, subleaf| {
             let entries = cpuid.as_slice().iter();
@@ -74,7 +69,14 @@ impl Machine {
             layout,
             vcpus,
             _vm: vm,
+            kvm,
+            supported,
         })
+    }
+
+    /// Makes as many vCPUs as a destination needs that has none yet, with their CPUID.
+    pub(crate) fn create_others(&self, vcpus: usize) {
+        drop(create(&self.kvm, &self.supported, vcpus as u64));
     }
 
     /// A guest that computes without AMX, and one that uses everything.
@@ -171,6 +173,17 @@ impl Bare {
         xsave.xsave.region.copy_from_slice(region);
         self.xsave.as_mut_slice().copy_from_slice(extra);
     }
+}
+
+fn create(kvm: &Kvm, cpuid: &CpuId, vcpus: u64) -> (VmFd, Vec<VcpuFd>) {
+    let vm = kvm.create_vm().unwrap();
+    let vcpus = (0..vcpus).map(|index| {
+        let vcpu = vm.create_vcpu(index).unwrap();
+        vcpu.set_cpuid2(cpuid).unwrap();
+        vcpu
+    });
+    let vcpus = vcpus.collect();
+    (vm, vcpus)
 }
 
 fn entry(index: u32) -> kvm_msr_entry {

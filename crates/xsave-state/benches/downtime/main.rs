@@ -135,6 +135,11 @@ fn one(
             &mut |from, to| blobs.phase(from, to, Format::Json),
             turns / 4,
         ),
+        ratio(
+            "to create the VM and its vCPUs with their CPUID, and drop them / the ioctls alone",
+            &mut |from, _| from.create_others(vcpus),
+            turns / 4,
+        ),
     ]
 }
 
