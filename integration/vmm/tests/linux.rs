@@ -214,9 +214,8 @@ fn it_is_moved_over_sockets_while_it_computes() {
             let left: u32 = left.parse().expect("a number");
             let stream = UnixStream::connect(socket(left)).expect("the source listens");
             let received = receive(&host, stream, patience).expect("it comes");
-            let platform = received.platform.expect("it is a Linux guest");
-            let devices = Devices::restore(&received.vm, platform.devices());
-            (received.vm, devices.expect("they are restored"), left)
+            let devices = received.devices.expect("it is a Linux guest");
+            (received.vm, devices, left)
         }
     };
     let_work(&mut vm, &devices, 2);

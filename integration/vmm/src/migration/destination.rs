@@ -10,8 +10,8 @@ use vm_memory::{Bytes, GuestAddress};
 use super::frame::{FrameError, Link, Message, Offer, VERSION};
 use crate::fit::{Unfit, fit_layout};
 use crate::host::Host;
+use crate::linux::devices::{Devices, DevicesError};
 use crate::memory::{MemoryError, PAGE_BYTES, Pages};
-use crate::platform::Platform;
 use crate::registers::CpuidEntry;
 use crate::restore::RestoreError;
 use crate::snapshot::{PageError, Snapshot, SnapshotError};
@@ -56,9 +56,8 @@ impl<S: Stream> Link<S> {
 pub struct Received {
     /// It has not run here yet, and runs nowhere else.
     pub vm: Vm,
-    /// What it has beside its vCPUs; [`Devices::restore`](crate::linux::devices::Devices::restore)
-    /// takes the devices' part.
-    pub platform: Option<Platform>,
+    /// Those of a Linux guest, in the state that they had at the source.
+    pub devices: Option<Devices>,
     /// Pages that came, again and again.
     pub pages: usize,
 }
@@ -140,11 +139,12 @@ fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, Receiv
                 }
                 fit_layout(&snapshot.vcpus, host.layout())?;
                 vm.restore_into(host, &snapshot)?;
-                return Ok(Received {
-                    vm,
-                    platform: snapshot.platform,
-                    pages,
-                });
+                // Behind Ready nothing may fail any more.
+                let devices = snapshot
+                    .platform
+                    .map(|platform| Devices::restore(&vm, platform.devices()))
+                    .transpose()?;
+                return Ok(Received { vm, devices, pages });
             }
             other => return Err(ReceiveError::unexpected(other)),
         }
@@ -217,6 +217,9 @@ pub enum ReceiveError {
     /// KVM has refused the state.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The devices have refused theirs.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
 }
 
 impl ReceiveError {
