@@ -7,12 +7,12 @@ use std::time::Duration;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::frame::{FrameError, Link, Message, Offer, VERSION};
-use crate::fit::{Unfit, fit_layout};
+use super::frame::{FrameError, Link, Message, VERSION};
+use super::offer::{Candidate, Offer};
+use crate::fit::Unfit;
 use crate::host::Host;
 use crate::linux::devices::{Devices, DevicesError};
 use crate::memory::{MemoryError, PAGE_BYTES, Pages};
-use crate::registers::CpuidEntry;
 use crate::restore::RestoreError;
 use crate::snapshot::{PageError, Snapshot, SnapshotError};
 use crate::vm::{Vm, VmError};
@@ -72,11 +72,25 @@ pub fn receive<S: Stream>(
     stream: S,
     patience: Duration,
 ) -> Result<Received, ReceiveError> {
+    receive_as_offered(host, &Offer::of(host), stream, patience)
+}
+
+/// As [`receive`], for guests that do with less than all that `host` has.
+///
+/// # Errors
+///
+/// As [`receive`].
+pub fn receive_as_offered<S: Stream>(
+    host: &Host,
+    offer: &Offer,
+    stream: S,
+    patience: Duration,
+) -> Result<Received, ReceiveError> {
     stream
         .set_patience(Some(patience))
         .map_err(FrameError::from)?;
     let mut link = Link::new(stream);
-    let received = match arrive(host, &mut link) {
+    let received = match arrive(host, offer, &mut link) {
         Ok(received) => received,
         Err(error) => {
             // The source wants to know, if it is still there.
@@ -101,7 +115,11 @@ pub fn receive<S: Stream>(
     }
 }
 
-fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, ReceiveError> {
+fn arrive<S: Stream>(
+    host: &Host,
+    offer: &Offer,
+    link: &mut Link<S>,
+) -> Result<Received, ReceiveError> {
     let hello = match link.receive()? {
         Message::Hello(hello) => hello,
         other => return Err(ReceiveError::unexpected(other)),
@@ -112,17 +130,24 @@ fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, Receiv
             known: VERSION,
         });
     }
+    let description = Message::Offer(Box::new(offer.clone()));
+    if hello.memory_bytes > offer.memory_bytes {
+        // Nothing is allocated, and the source learns of everything else that speaks against it.
+        link.send(&description)?;
+        return Err(match link.receive()? {
+            Message::Refuse(reason) => ReceiveError::Refused { reason },
+            _ => ReceiveError::Memory(MemoryError::TooLarge {
+                bytes: hello.memory_bytes,
+                limit_bytes: offer.memory_bytes,
+            }),
+        });
+    }
     let mut vm = if hello.has_platform {
         Vm::with_platform(host, hello.memory_bytes)?
     } else {
         Vm::new(host, hello.memory_bytes)?
     };
-    link.send(&Message::Offer(Offer {
-        version: VERSION,
-        cpuid: (host.guest_cpuid().as_slice().iter().copied())
-            .map(CpuidEntry::from)
-            .collect(),
-    }))?;
+    link.send(&description)?;
     let mut pages: usize = 0;
     loop {
         match link.receive()? {
@@ -137,7 +162,12 @@ fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, Receiv
                         promised: hello.has_platform,
                     });
                 }
-                fit_layout(&snapshot.vcpus, host.layout())?;
+                // Who sends it may not have looked.
+                offer.check(&Candidate {
+                    vcpus: &snapshot.vcpus,
+                    memory_bytes: vm.memory_bytes,
+                    tsc_khz: None,
+                })?;
                 vm.restore_into(host, &snapshot)?;
                 // Behind Ready nothing may fail any more.
                 let devices = snapshot
