@@ -13,6 +13,7 @@ use std::time::Duration;
 use amx_guest::report::Wish;
 use amx_guest::{Kind, Workload};
 use amx_vmm::linux::devices::Devices;
+use amx_vmm::linux::initramfs;
 use amx_vmm::linux::log::{Log, Up};
 use amx_vmm::{Console, Ended, Host, HostError, Linux, Snapshot, Vm};
 use xsave_state::XFeatures;
@@ -91,7 +92,11 @@ pub(crate) fn linux_guest() -> Option<(Host, Linux)> {
         );
         return None;
     }
-    Some((host, Linux::new(kernel)))
+    let module = std::fs::read(Path::new(GUEST_KERNEL).join(amx_lab::MSR_MODULE))
+        .expect("the kernel came with its module");
+    let mut linux = Linux::new(kernel);
+    linux.initramfs = initramfs::with_init(&[(amx_lab::MSR_MODULE, &module)]);
+    Some((host, linux))
 }
 
 /// How long a Linux guest runs between looks at what it has reported.
