@@ -5,6 +5,7 @@
 //! | [`acpi`] | the tables that tell the kernel of its processors, serial port and switch |
 //! | [`cpu`] | the CPUID of each vCPU, and the registers of the first |
 //! | [`devices`] | serial port, switch, and the port of the guest's init |
+//! | [`guest`] | a guest with its devices: where it comes from, and what it has to say |
 //! | [`initramfs`] | the guest's initial file system |
 //! | [`log`] | what the guest's init has reported |
 //! | [`params`] | boot_params: memory map, command line, initial file system |
@@ -12,6 +13,7 @@
 pub mod acpi;
 pub mod cpu;
 pub mod devices;
+pub mod guest;
 pub mod initramfs;
 pub mod log;
 pub mod params;
@@ -31,6 +33,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::host::Host;
 use crate::vm::{self, Vm, VmError};
+pub use guest::{Guest, GuestError};
 use params::{Place, Places};
 
 /// Where the command line lies.

@@ -12,5 +12,5 @@ pub mod destination;
 pub mod frame;
 pub mod source;
 
-pub use destination::{ReceiveError, Received, receive};
-pub use source::{Options, Report, Round, SendError, send};
+pub use destination::{ReceiveError, Received, receive, receive_watched};
+pub use source::{MAX_THROTTLE_PERCENT, Options, Progress, Report, Round, SendError, send};

@@ -7,7 +7,7 @@ use std::time::Duration;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::frame::{FrameError, Link, Message, Offer, VERSION};
+use super::frame::{FrameError, Incoming, Link, Message, Offer, PagesRef, VERSION};
 use crate::fit::{Unfit, fit_layout};
 use crate::host::Host;
 use crate::memory::{MemoryError, PAGE_BYTES, Pages};
@@ -73,11 +73,25 @@ pub fn receive<S: Stream>(
     stream: S,
     patience: Duration,
 ) -> Result<Received, ReceiveError> {
+    receive_watched(host, stream, patience, |_| {})
+}
+
+/// As [`receive`], and tells `progress` how many pages have come so far, after each message of them.
+///
+/// # Errors
+///
+/// As [`receive`].
+pub fn receive_watched<S: Stream>(
+    host: &Host,
+    stream: S,
+    patience: Duration,
+    mut progress: impl FnMut(usize),
+) -> Result<Received, ReceiveError> {
     stream
         .set_patience(Some(patience))
         .map_err(FrameError::from)?;
     let mut link = Link::new(stream);
-    let received = match arrive(host, &mut link) {
+    let received = match arrive(host, &mut link, &mut progress) {
         Ok(received) => received,
         Err(error) => {
             // The source wants to know, if it is still there.
@@ -102,7 +116,11 @@ pub fn receive<S: Stream>(
     }
 }
 
-fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, ReceiveError> {
+fn arrive<S: Stream>(
+    host: &Host,
+    link: &mut Link<S>,
+    progress: &mut impl FnMut(usize),
+) -> Result<Received, ReceiveError> {
     let hello = match link.receive()? {
         Message::Hello(hello) => hello,
         other => return Err(ReceiveError::unexpected(other)),
@@ -126,12 +144,13 @@ fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, Receiv
     }))?;
     let mut pages: usize = 0;
     loop {
-        match link.receive()? {
-            Message::Pages { numbers, content } => {
-                write_pages(&vm, &numbers, &content)?;
-                pages = pages.saturating_add(numbers.len());
+        match link.incoming()? {
+            Incoming::Pages(came) => {
+                write_pages(&vm, came)?;
+                pages = pages.saturating_add(came.iter().len());
+                progress(pages);
             }
-            Message::State(bytes) => {
+            Incoming::Other(Message::State(bytes)) => {
                 let snapshot = Snapshot::from_parts(&bytes, Pages::default())?;
                 if snapshot.platform.is_some() != hello.has_platform {
                     return Err(ReceiveError::Platform {
@@ -146,14 +165,14 @@ fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, Receiv
                     pages,
                 });
             }
-            other => return Err(ReceiveError::unexpected(other)),
+            Incoming::Other(other) => return Err(ReceiveError::unexpected(other)),
         }
     }
 }
 
-fn write_pages(vm: &Vm, numbers: &[u32], content: &[u8]) -> Result<(), ReceiveError> {
+fn write_pages(vm: &Vm, pages: PagesRef<'_>) -> Result<(), ReceiveError> {
     let limit = vm.memory_bytes.div_euclid(PAGE_BYTES as u64);
-    for (&page, content) in numbers.iter().zip(content.chunks_exact(PAGE_BYTES)) {
+    for (page, content) in pages.iter() {
         if u64::from(page) >= limit {
             return Err(PageError::OutOfRange { page, limit }.into());
         }
