@@ -6,6 +6,7 @@
 //! | `common` | what a guest sees that may go on on other hosts |
 //! | [`cpu`] | the CPUID of each vCPU, and the registers of the first |
 //! | [`devices`] | serial port, switch, and the port of the guest's init |
+//! | [`guest`] | a guest with its devices: where it comes from, and what it has to say |
 //! | [`initramfs`] | the guest's initial file system |
 //! | [`log`] | what the guest's init has reported |
 //! | [`params`] | boot_params: memory map, command line, initial file system |
@@ -14,6 +15,7 @@ pub mod acpi;
 mod common;
 pub mod cpu;
 pub mod devices;
+pub mod guest;
 pub mod initramfs;
 pub mod log;
 pub mod params;
@@ -33,6 +35,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::host::Host;
 use crate::vm::{self, Vm, VmError};
+pub use guest::{Guest, GuestError};
 use params::{Place, Places};
 
 /// Where the command line lies.

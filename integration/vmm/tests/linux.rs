@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use amx_guest::report::{LOADS, Load, Wish};
 use amx_vmm::linux::devices::{Devices, Switched};
-use amx_vmm::migration::{Options, receive, send};
+use amx_vmm::migration::{Options, Progress, receive, send};
 use amx_vmm::{Host, Linux, LinuxError, Snapshot, Vm, file};
 use cpuid_amx::{AmxFeatures, Level, Policy};
 use support::{
@@ -273,8 +273,10 @@ fn it_is_moved_over_sockets_while_it_computes() {
         ..Options::default()
     };
     let guest = (&devices, Some(&devices));
-    let report = send(&mut vm, &host, guest, stream, &options, |round| {
-        println!("{round:?}");
+    let report = send(&mut vm, &host, guest, stream, &options, |progress| {
+        if let Progress::Round(round) = progress {
+            println!("{round:?}");
+        }
     });
     println!("{:?}", report.expect("it is moved"));
     assert!(devices.log().is_right(), "{:#?}", devices.log());
