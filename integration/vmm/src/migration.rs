@@ -14,6 +14,6 @@ pub mod frame;
 pub mod offer;
 pub mod source;
 
-pub use destination::{ReceiveError, Received, receive, receive_as_offered};
+pub use destination::{ReceiveError, Received, receive, receive_with};
 pub use offer::Offer;
-pub use source::{Options, Report, Round, SendError, send};
+pub use source::{MAX_THROTTLE_PERCENT, Options, Progress, Report, Round, SendError, send};

@@ -17,9 +17,7 @@ use std::time::Duration;
 use amx_guest::{Kind, Workload};
 use amx_vmm::fit::Reason;
 use amx_vmm::migration::destination::Stream;
-use amx_vmm::migration::{
-    Offer, Options, ReceiveError, SendError, receive, receive_as_offered, send,
-};
+use amx_vmm::migration::{Offer, Options, ReceiveError, SendError, receive, receive_with, send};
 use amx_vmm::{Console, Ended, Host, Vm};
 use cpuid_amx::compat::Reason as Compat;
 use cpuid_amx::features::XsaveFeatures;
@@ -80,7 +78,8 @@ impl Guest {
             ..Options::default()
         };
         let (sent, received) = thread::scope(|scope| {
-            let received = scope.spawn(|| receive_as_offered(&self.host, &offer, there, PATIENCE));
+            let received =
+                scope.spawn(|| receive_with(&self.host, &offer, there, PATIENCE, |_| {}));
             let console = Console::default();
             let rounds = |_: &_| panic!("no page may be sent");
             let sent = send(
@@ -392,7 +391,8 @@ fn a_guest_that_is_sent_all_the_same_is_not_taken() {
             ..Options::default()
         };
         let (sent, received) = thread::scope(|scope| {
-            let received = scope.spawn(|| receive_as_offered(&guest.host, offer, there, PATIENCE));
+            let received =
+                scope.spawn(|| receive_with(&guest.host, offer, there, PATIENCE, |_| {}));
             let console = Console::default();
             let idle = (&console, None);
             let sent = send(&mut guest.vm, &guest.host, idle, stream, &options, |_| {});
