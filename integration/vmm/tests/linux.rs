@@ -6,18 +6,23 @@ mod support;
 
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::Duration;
 
 use amx_guest::report::{LOADS, Load, Wish};
+use amx_vmm::fit::Reason;
 use amx_vmm::linux::devices::{Devices, Switched};
-use amx_vmm::migration::{Options, Progress, receive, send};
+use amx_vmm::migration::{
+    Offer, Options, Progress, ReceiveError, SendError, receive, receive_with, send,
+};
 use amx_vmm::{Host, Linux, LinuxError, Snapshot, Vm, file};
-use cpuid_amx::{AmxFeatures, Level, Policy};
+use cpuid_amx::{AmxFeatures, Level, Policy, compat};
 use support::{
     GUEST_KERNEL, boot, elsewhere, end, job, let_work, linux_guest, start_elsewhere,
     with_live_tiles,
 };
-use xsave_state::{ExtendedState, XFeatures};
+use xsave_state::relayout::Loss;
+use xsave_state::{ComponentId, ExtendedState, XFeatures};
 
 #[test]
 fn it_computes_on_tiles_and_switches_itself_off() {
@@ -236,6 +241,57 @@ fn tiles_that_are_lost_are_noticed_by_the_guest() {
 }
 
 /// While it computes on tiles, from one process to the next.
+/// A destination without AMX: named to both sides before a page is sent, with tiles in a register, and all
+/// processes compute on.
+#[test]
+fn it_is_refused_where_there_is_no_amx_and_computes_on() {
+    let Some((host, linux)) = linux_guest() else {
+        return;
+    };
+    let mut vm = Vm::boot_linux(&host, &linux).expect("it is loaded");
+    let devices = Devices::new(&vm);
+    let_work(&mut vm, &devices, 1);
+    let _ = with_live_tiles(&mut vm, &host, &devices);
+    let mut offer = Offer::of(&host);
+    let kvm = offer.host.kvm.as_mut().expect("it has KVM");
+    let seen = kvm.rewritten.as_mut().unwrap_or(&mut kvm.cpuid);
+    Policy::hide_amx().apply(seen).expect("it can be");
+
+    let patience = Duration::from_secs(60);
+    let (here, there) = UnixStream::pair().expect("a socket");
+    let options = Options {
+        patience,
+        ..Options::default()
+    };
+    let (sent, received) = thread::scope(|scope| {
+        let received = scope.spawn(|| receive_with(&host, &offer, there, patience, |_| {}));
+        let guest = (&devices, Some(&devices));
+        let sent = send(&mut vm, &host, guest, here, &options, |_| {
+            panic!("no page may be sent")
+        });
+        (sent, received.join().expect("it does not panic"))
+    });
+    let Err(SendError::Unfit(unfit)) = sent else {
+        panic!("{sent:?}")
+    };
+    for reason in unfit.reasons() {
+        println!("{reason}");
+        assert!(matches!(reason, Reason::Extended(_)), "{reason}");
+    }
+    let lost = unfit.reasons().iter().any(|reason| {
+        let component = ComponentId::XTILEDATA;
+        let loss = Loss::Missing { component };
+        *reason == Reason::Extended(compat::Reason::Loss { vcpu: 0, loss })
+    });
+    assert!(lost, "the tiles");
+    match received {
+        Err(ReceiveError::Refused { reason }) => assert!(unfit.to_string().starts_with(&reason)),
+        other => panic!("{:?}", other.err()),
+    }
+    let_work(&mut vm, &devices, 2);
+    end(&mut vm, &devices, Wish::PowerOff);
+}
+
 #[test]
 fn it_is_moved_over_sockets_while_it_computes() {
     let name = "it_is_moved_over_sockets_while_it_computes";
