@@ -75,9 +75,10 @@ impl Host {
         // Before the first vCPU, which locks it, and before KVM_GET_SUPPORTED_CPUID, which KVM
         // filters by it.
         let permission = GuestPermission::request();
-        let cpuid = kvm
+        let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(HostError::Cpuid)?;
+        hide_shadow_stacks(&mut cpuid);
         let vm = kvm.create_vm().map_err(HostError::Create)?;
         let vcpu = vm.create_vcpu(0).map_err(HostError::Create)?;
         // What KVM makes of it is in the description.
@@ -107,7 +108,7 @@ impl Host {
         &self.kvm
     }
 
-    /// The CPUID that new guests get: what KVM supports.
+    /// The CPUID that new guests get: what KVM supports, without shadow stacks.
     #[must_use]
     pub fn cpuid(&self) -> &CpuId {
         &self.cpuid
@@ -211,6 +212,20 @@ impl Host {
     }
 }
 
+/// CPUID.(EAX=7,ECX=0):ECX\[7\].
+const SHADOW_STACKS: u32 = 1 << 7;
+
+/// The shadow stack pointer of a running guest is no MSR: only KVM_GET_ONE_REG has it
+/// (KVM_REG_GUEST_SSP, Linux 6.18), for which kvm-ioctls has no call on x86. A guest without the feature
+/// has nothing that could be lost.
+fn hide_shadow_stacks(cpuid: &mut CpuId) {
+    for entry in cpuid.as_mut_slice() {
+        if (entry.function, entry.index) == (7, 0) {
+            entry.ecx &= !SHADOW_STACKS;
+        }
+    }
+}
+
 /// The processor's name, as Linux has it.
 #[must_use]
 pub fn processor() -> Option<String> {
@@ -303,5 +318,27 @@ impl HostError {
             Errno::EACCES | Errno::EPERM => Self::Permission { path },
             _ => Self::Open { path, error },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_cpuid_entry2;
+
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_saved_is_not_given_to_guests() {
+        let entry = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            ecx: u32::MAX,
+            ..Default::default()
+        };
+        let entries = [entry(1, 0), entry(7, 0), entry(7, 1)];
+        let mut cpuid = CpuId::from_entries(&entries).unwrap();
+        hide_shadow_stacks(&mut cpuid);
+        let ecx: Vec<u32> = cpuid.as_slice().iter().map(|entry| entry.ecx).collect();
+        assert_eq!(ecx, [u32::MAX, !SHADOW_STACKS, u32::MAX]);
     }
 }
