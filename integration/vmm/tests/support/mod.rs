@@ -21,7 +21,7 @@ use xsave_state::XFeatures;
 /// Where the lab's tests find what `amx-lab guest-kernel` has written.
 pub(crate) const GUEST_KERNEL: &str = "/boot/guest";
 /// Tells a test what to do in a process of its own.
-const JOB: &str = "AMX_VMM_JOB";
+pub(crate) const JOB: &str = "AMX_VMM_JOB";
 /// No guest of these tests runs longer.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
@@ -197,17 +197,24 @@ pub(crate) fn job() -> Option<String> {
 
 /// Lets a Linux guest run until it is stopped with a tile in a vCPU's registers, and gives its state.
 pub(crate) fn with_live_tiles(vm: &mut Vm, host: &Host, devices: &Devices) -> Snapshot {
+    with_live(vm, host, devices, XFeatures::XTILEDATA)
+}
+
+/// The same with `components` in use on some vCPU.
+pub(crate) fn with_live(
+    vm: &mut Vm,
+    host: &Host,
+    devices: &Devices,
+    components: XFeatures,
+) -> Snapshot {
     for slice in 0..SLICES {
         // Not always at the same distance from the last stop.
         let time = Duration::from_micros(3000 + u64::from(slice * 1237 % 7000));
         vm.run(devices, time).expect("the guest runs");
         let in_use = vm.in_use(host).expect("it is captured");
-        if in_use
-            .iter()
-            .any(|in_use| in_use.contains(XFeatures::XTILEDATA))
-        {
+        if in_use.iter().any(|in_use| in_use.contains(components)) {
             return vm.capture_linux(host, devices).expect("it is captured");
         }
     }
-    panic!("never a tile in use: {:#?}", devices.log());
+    panic!("never {components} in use: {:#?}", devices.log());
 }
