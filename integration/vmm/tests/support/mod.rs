@@ -199,14 +199,27 @@ pub(crate) fn job() -> Option<String> {
 /// Lets a Linux guest run until it is stopped with a program's tiles in a vCPU's registers, and gives its
 /// state. Tiles that its kernel has saved already would not do: they may be lost, and nobody notices.
 pub(crate) fn with_live_tiles(vm: &mut Vm, host: &Host, devices: &Devices) -> Snapshot {
+    with_live(vm, host, devices, XFeatures::XTILEDATA)
+}
+
+/// The same with `components` in use on some vCPU.
+pub(crate) fn with_live(
+    vm: &mut Vm,
+    host: &Host,
+    devices: &Devices,
+    components: XFeatures,
+) -> Snapshot {
     for slice in 0..SLICES {
         // Not always at the same distance from the last stop.
         let time = Duration::from_micros(3000 + u64::from(slice * 1237 % 7000));
         vm.run(devices, time).expect("the guest runs");
         let vcpus = vm.at_stop(host).expect("it is captured");
-        if vcpus.iter().any(AtStop::has_live_tiles) {
+        let live = |vcpu: &AtStop| {
+            vcpu.user_mode && XFeatures::from_bits_retain(vcpu.in_use).contains(components)
+        };
+        if vcpus.iter().any(live) {
             return vm.capture_linux(host, devices).expect("it is captured");
         }
     }
-    panic!("never a tile in use: {:#?}", devices.log());
+    panic!("never {components} in use: {:#?}", devices.log());
 }
