@@ -237,8 +237,11 @@ fn demo(options: &Options) -> anyhow::Result<u8> {
         screen::interrupted();
         return Ok(INTERRUPTED);
     }
-    let report =
-        report::Report::new(facts, &plan, fleet, control, armed, took).with_linux(linux, lacks);
+    let report = report::Report::new(facts, &plan, fleet, control, armed, took).with_linux(
+        linux,
+        lacks,
+        options.guest_kernel.is_some(),
+    );
     if options.json {
         screen::json(&report)?;
     } else {

@@ -178,10 +178,16 @@ impl Report {
         }
     }
 
-    /// What became of the Linux guest, or why there is none.
-    pub(crate) fn with_linux(self, linux: Option<Journey>, lacks: Option<&'static str>) -> Self {
+    /// What became of the Linux guest, or why there is none; `wanted`: there has to be one.
+    pub(crate) fn with_linux(
+        self,
+        linux: Option<Journey>,
+        lacks: Option<&'static str>,
+        wanted: bool,
+    ) -> Self {
+        let good = linux.as_ref().map_or(!wanted, |linux| linux.good);
         Self {
-            good: self.good && linux.as_ref().is_none_or(|linux| linux.good),
+            good: self.good && good,
             linux,
             linux_lacks: lacks,
             ..self

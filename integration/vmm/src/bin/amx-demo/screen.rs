@@ -243,7 +243,7 @@ fn linux(journey: &Journey) {
             "rounds",
             "stopped",
             "live at the stop",
-            "the guest's own verdict behind it",
+            "the guest's own verdict",
         ]
         .map(|text| Cell::new(style(text).dim())),
     );
@@ -345,8 +345,8 @@ fn verdict(report: &Report) {
         "and the control was NOT detected: the comparison proves nothing"
     } else if report.moves < report.moves_wanted {
         "control detected, but moves are missing"
-    } else if report.linux.as_ref().is_some_and(|linux| !linux.good) {
-        "control detected, but the Linux guest has NOT proven it"
+    } else if report.linux.as_ref().is_none_or(|linux| !linux.good) {
+        "control detected, but the Linux guest has not proven it"
     } else {
         "control detected"
     };
