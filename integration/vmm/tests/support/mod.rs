@@ -22,7 +22,7 @@ use xsave_state::XFeatures;
 /// Where the lab's tests find what `amx-lab guest-kernel` has written.
 pub(crate) const GUEST_KERNEL: &str = "/boot/guest";
 /// Tells a test what to do in a process of its own.
-const JOB: &str = "AMX_VMM_JOB";
+pub(crate) const JOB: &str = "AMX_VMM_JOB";
 /// No guest of these tests runs longer.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
