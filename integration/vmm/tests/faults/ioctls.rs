@@ -116,6 +116,7 @@ fn each_fails(group: Group, with_platform: bool) -> Vec<Outcome> {
 
 /// The names of requests by type and number (include/uapi/linux/kvm.h).
 fn name(request: u64) -> String {
+    let bytes = request >> 16 & 0x3fff;
     let name = match (request >> 8 & 0xff, request & 0xff) {
         (0xae, 0x01) => "KVM_CREATE_VM",
         (0xae, 0x02) => "KVM_GET_MSR_INDEX_LIST",
@@ -144,9 +145,9 @@ fn name(request: u64) -> String {
         (0xae, 0x91) => "KVM_GET_CPUID2",
         (0xae, 0x98) => "KVM_GET_MP_STATE",
         (0xae, 0x99) => "KVM_SET_MP_STATE",
-        (0xae, 0x9f) if request >> 30 == 2 => "KVM_GET_VCPU_EVENTS",
-        (0xae, 0x9f) => "KVM_GET_PIT2",
-        (0xae, 0xa0) if request >> 16 & 0x3fff == 0x70 => "KVM_SET_PIT2",
+        (0xae, 0x9f) if bytes == 0x70 => "KVM_GET_PIT2",
+        (0xae, 0x9f) => "KVM_GET_VCPU_EVENTS",
+        (0xae, 0xa0) if bytes == 0x70 => "KVM_SET_PIT2",
         (0xae, 0xa0) => "KVM_SET_VCPU_EVENTS",
         (0xae, 0xa1) => "KVM_GET_DEBUGREGS",
         (0xae, 0xa2) => "KVM_SET_DEBUGREGS",
