@@ -42,6 +42,19 @@ pub(crate) fn run(host: &Host) -> Vec<Row> {
     rows
 }
 
+/// Commit and Running at their beginnings, in the middle, and behind their ends.
+pub(crate) fn hand_over(host: &Host) -> Vec<Row> {
+    let mut row = Row::new("Commit or Running cut");
+    for at_source in [true, false] {
+        for kind in [frame::COMMIT, frame::RUNNING] {
+            for cut in [0, HEADER_BYTES / 2, HEADER_BYTES] {
+                row.add(cut_at(host, at_source, kind, cut));
+            }
+        }
+    }
+    vec![row]
+}
+
 /// The bytes of each message of a move that succeeds.
 pub(crate) fn recorded(host: &Host) -> [Vec<u8>; 7] {
     // A guest that comes to its end meanwhile has written to memory, and there are more Pages.

@@ -25,16 +25,27 @@ const SOMETIMES: usize = 100;
 
 pub(crate) fn run(host: &Host) -> Vec<Row> {
     let messages = platform::messages(host, true);
-    let mut rows = vec![
-        hello(host, &messages),
-        pages(host, &messages),
-        out_of_turn(host, &messages),
-    ];
+    let mut rows = promises(host);
+    rows.extend([hello(host, &messages), out_of_turn(host, &messages)]);
     rows.extend(state(host, &messages));
     rows.push(extended(host, &messages));
     rows.push(extended_bytes(host, &messages));
     rows.extend(destination(host));
     rows
+}
+
+/// Memory and controllers that Hello has not promised.
+pub(crate) fn promises(host: &Host) -> Vec<Row> {
+    let with_platform = platform::messages(host, true);
+    let without = platform::messages(host, false);
+    let mut row = Row::new("a hostile source: controllers");
+    for (promised, other) in [(&with_platform, &without), (&without, &with_platform)] {
+        let played = play(host, &with(promised, 2, other[2].content.clone()));
+        let error = played.err().expect("it was promised otherwise");
+        assert!(matches!(error, ReceiveError::Platform { .. }), "{error}");
+        row.add(Outcome::Refused);
+    }
+    vec![row, pages(host, &with_platform)]
 }
 
 /// Plays a source that says all of this at once; what the destination makes of it.

@@ -80,6 +80,22 @@ fn the_other_side_is_hostile() {
     group(Group::Hostile);
 }
 
+/// The hand-over alone, at a few places: what each of its two rules is for.
+#[test]
+fn the_hand_over_is_cut() {
+    if let Some(host) = support::host() {
+        table::print(&connection::hand_over(&host));
+    }
+}
+
+/// What Hello has promised is not what comes.
+#[test]
+fn pages_and_controllers_are_not_what_was_promised() {
+    if let Some(host) = support::host() {
+        table::print(&hostile::promises(&host));
+    }
+}
+
 /// All groups, of which none runs twice.
 #[test]
 fn no_fault_loses_or_doubles_a_guest_or_harms_the_host() {
