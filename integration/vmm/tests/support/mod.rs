@@ -155,10 +155,7 @@ pub(crate) fn elsewhere(test: &str, job: &str) {
 
 /// As [`elsewhere`], without waiting.
 pub(crate) fn start_elsewhere(test: &str, job: &str) -> Elsewhere {
-    let program = std::env::current_exe().expect("it has a path");
-    let process = Command::new(program)
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(JOB, job)
+    let process = command(test, job)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -167,6 +164,15 @@ pub(crate) fn start_elsewhere(test: &str, job: &str) -> Elsewhere {
         what: format!("{test}, {job}"),
         process,
     }
+}
+
+/// The command that runs `test` again with `job`.
+pub(crate) fn command(test: &str, job: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("it has a path"));
+    command
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(JOB, job);
+    command
 }
 
 /// A test in a process of its own.
