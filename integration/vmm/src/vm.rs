@@ -158,6 +158,12 @@ impl Vm {
         u8::try_from(self.vcpus.len()).unwrap_or(MAX_VCPUS)
     }
 
+    /// Bytes of guest memory.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
     /// Lets all vCPUs run until they halt or `limit` is over. Afterwards none has an exit left to
     /// complete.
     ///

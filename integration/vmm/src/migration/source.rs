@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kvm_ioctls::VcpuFd;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::errno;
@@ -57,7 +57,7 @@ impl Default for Options {
 }
 
 /// One round of pages.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Round {
     /// Its number, from 0: all pages that are not zero.
     pub round: u32,
@@ -93,7 +93,7 @@ pub enum Progress {
 }
 
 /// A guest that was moved.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// All rounds; the last one with the guest stopped.
     pub rounds: Vec<Round>,

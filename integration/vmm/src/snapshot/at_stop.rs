@@ -31,3 +31,22 @@ impl AtStop {
         self.user_mode && XFeatures::from_bits_retain(self.in_use).contains(XFeatures::XTILEDATA)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_that_the_kernel_may_have_saved_do_not_count() {
+        for (in_use, user_mode, live) in [
+            (XFeatures::AMX, true, true),
+            (XFeatures::AMX, false, false),
+            (XFeatures::XTILECFG, true, false),
+            (XFeatures::empty(), true, false),
+        ] {
+            let in_use = in_use.bits();
+            let at_stop = AtStop { in_use, user_mode };
+            assert_eq!(at_stop.has_live_tiles(), live, "{at_stop:?}");
+        }
+    }
+}
