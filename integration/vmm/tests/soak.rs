@@ -48,7 +48,7 @@ fn soak() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut leg = |count, from| Leg {
         from,
-        micros: rng.random_range(0..8000),
+        micros: rng.random_range(0..5000),
         to: if count == moves {
             Target::End
         } else {
@@ -118,7 +118,7 @@ fn target(rng: &mut StdRng, folder: &Path, count: u64) -> Target {
         path: folder.join(format!("{count}.socket")),
         downtime_micros: rng.random_range(0..4000),
         max_rounds: rng.random_range(2..5),
-        throttle_percent: rng.random_range(80..95),
+        throttle_percent: rng.random_range(90..98),
     }
 }
 
