@@ -63,14 +63,10 @@ impl Vm {
             return Err(CaptureError::NoVcpu);
         };
         let mut buffer = XsaveBuffer::new(XsaveSize::query(&self.fd, first)?);
-        let list = host
-            .kvm()
-            .get_msr_index_list()
-            .map_err(CaptureError::MsrList)?;
         (0..)
             .zip(&self.vcpus)
             .map(|(vcpu, fd)| {
-                capture_vcpu(fd, list.as_slice(), &mut buffer, with_lapic)
+                capture_vcpu(fd, host.msr_indices(), &mut buffer, with_lapic)
                     .map_err(|cause| CaptureError::Vcpu { vcpu, cause })
             })
             .collect()
@@ -172,9 +168,6 @@ pub enum CaptureError {
     /// The size of the extended state cannot be.
     #[error(transparent)]
     XsaveSize(#[from] XsaveSizeError),
-    /// KVM_GET_MSR_INDEX_LIST failed.
-    #[error("KVM_GET_MSR_INDEX_LIST: {0}")]
-    MsrList(#[source] errno::Error),
     /// The state of the VM could not be read.
     #[error(transparent)]
     Platform(#[from] PlatformError),

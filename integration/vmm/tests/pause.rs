@@ -1,4 +1,8 @@
-//! A guest that is stopped neither repeats nor loses what it has told its devices.
+//! A guest that is stopped neither repeats nor loses what it has told its devices or what they have
+//! answered.
+//!
+//! Both count: the guest its OUTs and INs, the devices theirs. Each answer is the number of answers
+//! before it, so that one that is lost or given twice is wrong for the guest from then on.
 
 #![allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
@@ -8,7 +12,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use amx_guest::area::{COUNT_PORT, STRING_PORT};
+use amx_guest::area::{COUNT_PORT, OUT_INS, OUT_OUTS, OUT_WRONG, STRING_PORT};
 use amx_guest::machine::MMIO_PHYSICAL;
 use amx_guest::workload::counter_string;
 use amx_vmm::{Bus, BusError, Ended, Snapshot, Vm};
@@ -17,10 +21,14 @@ use support::host;
 const COUNTS: u64 = 400;
 const VCPUS: u8 = 2;
 
-/// What a vCPU has told its devices, in order.
+/// What a vCPU has told its devices, in order, and how many answers it has had.
 #[derive(Default)]
 struct Told {
     counts: Vec<u32>,
+    ins: u32,
+    string_ins: u8,
+    /// Answers to loads, a byte each.
+    loads: u64,
     text: Vec<u8>,
     /// The bytes of each store, put together again by address.
     stores: Vec<u8>,
@@ -33,6 +41,8 @@ struct Recorder {
     exits: AtomicU64,
     /// The exit at which it stops the VM; 0 for none.
     stop_at: AtomicU64,
+    /// It stops the VM at each exit.
+    at_each: bool,
 }
 
 impl Bus for Recorder {
@@ -51,9 +61,41 @@ impl Bus for Recorder {
         Ok(())
     }
 
+    fn port_read(&self, vcpu: u8, port: u16, data: &mut [u8]) {
+        let mut told = self.told[usize::from(vcpu)]
+            .lock()
+            .expect("no panic before");
+        match port {
+            COUNT_PORT => {
+                data.copy_from_slice(&told.ins.to_le_bytes());
+                told.ins += 1;
+            }
+            STRING_PORT => {
+                assert_eq!(data.len(), 16, "REP INSB at once");
+                data.fill(told.string_ins);
+                told.string_ins = told.string_ins.wrapping_add(1);
+            }
+            _ => panic!("vCPU {vcpu} reads port {port:#x}"),
+        }
+    }
+
     fn stops(&self, _vcpu: u8) -> bool {
         let exit = self.exits.fetch_add(1, Ordering::SeqCst) + 1;
-        exit == self.stop_at.load(Ordering::SeqCst)
+        self.at_each || exit == self.stop_at.load(Ordering::SeqCst)
+    }
+
+    fn memory_read(&self, vcpu: u8, address: u64, data: &mut [u8]) {
+        let first = MMIO_PHYSICAL + 0x1000 - 4;
+        assert!((first..first + 8).contains(&address), "{address:#x}");
+        let mut told = self.told[usize::from(vcpu)]
+            .lock()
+            .expect("no panic before");
+        // Eight bytes for each load, in one piece or in several.
+        for byte in data {
+            let bytes = (told.loads / 8).to_le_bytes();
+            *byte = bytes[usize::try_from(told.loads % 8).expect("small")];
+            told.loads += 1;
+        }
     }
 
     fn memory_write(&self, vcpu: u8, address: u64, data: &[u8]) {
@@ -66,7 +108,7 @@ impl Bus for Recorder {
     }
 }
 
-fn check(recorder: Recorder, counts: u64) {
+fn check(recorder: Recorder, vm: &Vm, counts: u64) {
     for (vcpu, told) in (0..VCPUS).zip(recorder.told) {
         let told = told.into_inner().expect("no panic before");
         let expected: Vec<u32> = (0..)
@@ -77,6 +119,13 @@ fn check(recorder: Recorder, counts: u64) {
         assert_eq!(String::from_utf8_lossy(&told.text), text, "vCPU {vcpu}");
         let stores: Vec<u8> = (0..counts).flat_map(u64::to_le_bytes).collect();
         assert_eq!(told.stores, stores, "vCPU {vcpu}");
+        assert_eq!(u64::from(told.ins), counts, "vCPU {vcpu}");
+        assert_eq!(told.loads, counts * 8, "vCPU {vcpu}");
+        // And what the guest says.
+        let area = vm.read_area(vcpu).expect("it is in memory");
+        let [outs, ins, wrong] = [OUT_OUTS, OUT_INS, OUT_WRONG]
+            .map(|at| u64::from_le_bytes(area[at..at + 8].try_into().expect("eight bytes")));
+        assert_eq!([outs, ins, wrong], [counts, counts, 0], "vCPU {vcpu}");
     }
 }
 
@@ -97,7 +146,7 @@ fn stopped_again_and_again_every_output_comes_once() {
     }
     println!("{stops} stops");
     assert!(stops >= 10, "{stops} stops");
-    check(recorder, COUNTS);
+    check(recorder, &vm, COUNTS);
 }
 
 #[test]
@@ -119,7 +168,7 @@ fn moved_again_and_again_every_output_comes_once() {
     }
     println!("{moves} moves");
     assert!(moves >= 5, "{moves} moves");
-    check(recorder, COUNTS);
+    check(recorder, &vm, COUNTS);
 }
 
 #[test]
@@ -132,7 +181,7 @@ fn a_guest_that_is_stopped_at_once_has_done_nothing_wrong() {
     }
     let ended = vm.run(&recorder, support::LONG).expect("it runs");
     assert_eq!(ended, Ended::Halted);
-    check(recorder, 3);
+    check(recorder, &vm, 3);
 }
 
 /// Between the two halves of a store, in the middle of a string, everywhere.
@@ -148,16 +197,41 @@ fn moved_at_each_single_exit_every_output_comes_once() {
         };
         let mut vm = Vm::boot_counter(&host, VCPUS, FEW).expect("the guest boots");
         if vm.run(&recorder, support::LONG).expect("it runs") == Ended::Halted {
-            check(recorder, FEW);
+            check(recorder, &vm, FEW);
             break;
         }
         let snapshot = vm.capture(&host).expect("it is captured");
         vm = Vm::restore(&host, &snapshot).expect("it is restored");
         let ended = vm.run(&recorder, support::LONG).expect("it runs on");
         assert_eq!(ended, Ended::Halted);
-        check(recorder, FEW);
+        check(recorder, &vm, FEW);
         stops += 1;
     }
     println!("{stops} places to stop");
     assert!(stops >= 4 * FEW, "{stops} places to stop");
+}
+
+/// At each exit there is, of each kind, a thousand times and more; and moved at every tenth.
+#[test]
+fn paused_a_thousand_times_it_counts_what_its_devices_count() {
+    const PAUSES: u64 = 1000;
+    let Some(host) = host() else { return };
+    let recorder = Recorder {
+        at_each: true,
+        ..Recorder::default()
+    };
+    let counts = 60;
+    let mut vm = Vm::boot_counter(&host, VCPUS, counts).expect("the guest boots");
+    let (mut pauses, mut moves) = (0_u64, 0);
+    while vm.run(&recorder, support::LONG).expect("it runs") == Ended::Stopped {
+        pauses += 1;
+        if pauses.is_multiple_of(10) {
+            let snapshot = vm.capture(&host).expect("it is captured");
+            vm = Vm::restore(&host, &snapshot).expect("it is restored");
+            moves += 1;
+        }
+    }
+    println!("{pauses} pauses, {moves} moves");
+    assert!(pauses >= PAUSES, "{pauses} pauses");
+    check(recorder, &vm, counts);
 }

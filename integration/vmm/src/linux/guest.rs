@@ -12,8 +12,7 @@ use super::{Linux, LinuxError};
 use crate::capture::CaptureError;
 use crate::host::Host;
 use crate::migration::destination::Stream;
-use crate::migration::{self, Options, Progress, ReceiveError, Received, Report, SendError};
-use crate::platform::Platform;
+use crate::migration::{self, Offer, Options, Progress, ReceiveError, Received, Report, SendError};
 use crate::restore::RestoreError;
 use crate::run::RunError;
 use crate::snapshot::Snapshot;
@@ -45,33 +44,29 @@ impl Guest {
     ///
     /// It is none, or cannot be restored here.
     pub fn restore(host: &Host, snapshot: &Snapshot) -> Result<Self, GuestError> {
+        let platform = snapshot.platform().ok_or(GuestError::Bare)?;
         let vm = Vm::restore(host, snapshot)?;
-        Self::with_devices(vm, snapshot.platform())
+        let devices = Devices::restore(&vm, platform.devices())?;
+        Ok(Self { vm, devices })
     }
 
     /// The one that comes over `stream`, and how many pages came; `progress` is told of them.
     ///
     /// # Errors
     ///
-    /// It has not come, or is none.
+    /// It has not come.
     pub fn receive<S: Stream>(
         host: &Host,
         stream: S,
         patience: Duration,
         progress: impl FnMut(usize),
-    ) -> Result<(Self, usize), GuestError> {
-        let Received {
-            vm,
-            platform,
-            pages,
-        } = migration::receive_watched(host, stream, patience, progress)?;
-        Ok((Self::with_devices(vm, platform.as_ref())?, pages))
-    }
-
-    fn with_devices(vm: Vm, platform: Option<&Platform>) -> Result<Self, GuestError> {
-        let platform = platform.ok_or(GuestError::Bare)?;
-        let devices = Devices::restore(&vm, platform.devices())?;
-        Ok(Self { vm, devices })
+    ) -> Result<(Self, usize), ReceiveError> {
+        let offer = Offer::of(host);
+        let Received { vm, devices, pages } =
+            migration::receive_with(host, &offer, stream, patience, progress)?;
+        // A bare guest has none. It is here now, and not to be lost for that.
+        let devices = devices.unwrap_or_else(|| Devices::new(&vm));
+        Ok((Self { vm, devices }, pages))
     }
 
     /// Lets it run for `time`, or until it has ended its machine.
@@ -184,13 +179,10 @@ fn wrong(process: &Process) -> Option<String> {
     process.died.map(|status| format!("died with {status}"))
 }
 
-/// A Linux guest has not come here.
+/// A Linux guest could not be restored.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum GuestError {
-    /// It was not received.
-    #[error(transparent)]
-    Receive(#[from] ReceiveError),
     /// It could not be restored.
     #[error(transparent)]
     Restore(#[from] RestoreError),

@@ -7,12 +7,12 @@ use std::time::Duration;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::frame::{FrameError, Incoming, Link, Message, Offer, PagesRef, VERSION};
-use crate::fit::{Unfit, fit_layout};
+use super::frame::{FrameError, Incoming, Link, Message, PagesRef, VERSION};
+use super::offer::{Candidate, Offer};
+use crate::fit::Unfit;
 use crate::host::Host;
+use crate::linux::devices::{Devices, DevicesError};
 use crate::memory::{MemoryError, PAGE_BYTES, Pages};
-use crate::platform::Platform;
-use crate::registers::CpuidEntry;
 use crate::restore::RestoreError;
 use crate::snapshot::{PageError, Snapshot, SnapshotError};
 use crate::vm::{Vm, VmError};
@@ -56,9 +56,8 @@ impl<S: Stream> Link<S> {
 pub struct Received {
     /// It has not run here yet, and runs nowhere else.
     pub vm: Vm,
-    /// What it has beside its vCPUs; [`Devices::restore`](crate::linux::devices::Devices::restore)
-    /// takes the devices' part.
-    pub platform: Option<Platform>,
+    /// Those of a Linux guest, in the state that they had at the source.
+    pub devices: Option<Devices>,
     /// Pages that came, again and again.
     pub pages: usize,
 }
@@ -73,16 +72,18 @@ pub fn receive<S: Stream>(
     stream: S,
     patience: Duration,
 ) -> Result<Received, ReceiveError> {
-    receive_watched(host, stream, patience, |_| {})
+    receive_with(host, &Offer::of(host), stream, patience, |_| {})
 }
 
-/// As [`receive`], and tells `progress` how many pages have come so far, after each message of them.
+/// As [`receive`], for guests that do with what is on `offer`, which can be less than `host` has. Tells
+/// `progress` how many pages have come so far, after each message of them.
 ///
 /// # Errors
 ///
 /// As [`receive`].
-pub fn receive_watched<S: Stream>(
+pub fn receive_with<S: Stream>(
     host: &Host,
+    offer: &Offer,
     stream: S,
     patience: Duration,
     mut progress: impl FnMut(usize),
@@ -91,7 +92,7 @@ pub fn receive_watched<S: Stream>(
         .set_patience(Some(patience))
         .map_err(FrameError::from)?;
     let mut link = Link::new(stream);
-    let received = match arrive(host, &mut link, &mut progress) {
+    let received = match arrive(host, offer, &mut link, &mut progress) {
         Ok(received) => received,
         Err(error) => {
             // The source wants to know, if it is still there.
@@ -118,6 +119,7 @@ pub fn receive_watched<S: Stream>(
 
 fn arrive<S: Stream>(
     host: &Host,
+    offer: &Offer,
     link: &mut Link<S>,
     progress: &mut impl FnMut(usize),
 ) -> Result<Received, ReceiveError> {
@@ -131,17 +133,24 @@ fn arrive<S: Stream>(
             known: VERSION,
         });
     }
+    let description = Message::Offer(Box::new(offer.clone()));
+    if hello.memory_bytes > offer.memory_bytes {
+        // Nothing is allocated, and the source learns of everything else that speaks against it.
+        link.send(&description)?;
+        return Err(match link.receive()? {
+            Message::Refuse(reason) => ReceiveError::Refused { reason },
+            _ => ReceiveError::Memory(MemoryError::TooLarge {
+                bytes: hello.memory_bytes,
+                limit_bytes: offer.memory_bytes,
+            }),
+        });
+    }
     let mut vm = if hello.has_platform {
         Vm::with_platform(host, hello.memory_bytes)?
     } else {
         Vm::new(host, hello.memory_bytes)?
     };
-    link.send(&Message::Offer(Offer {
-        version: VERSION,
-        cpuid: (host.guest_cpuid().as_slice().iter().copied())
-            .map(CpuidEntry::from)
-            .collect(),
-    }))?;
+    link.send(&description)?;
     let mut pages: usize = 0;
     loop {
         match link.incoming()? {
@@ -157,13 +166,19 @@ fn arrive<S: Stream>(
                         promised: hello.has_platform,
                     });
                 }
-                fit_layout(&snapshot.vcpus, host.layout())?;
+                // Who sends it may not have looked.
+                offer.check(&Candidate {
+                    vcpus: &snapshot.vcpus,
+                    memory_bytes: vm.memory_bytes,
+                    tsc_khz: None,
+                })?;
                 vm.restore_into(host, &snapshot)?;
-                return Ok(Received {
-                    vm,
-                    platform: snapshot.platform,
-                    pages,
-                });
+                // Behind Ready nothing may fail any more.
+                let devices = snapshot
+                    .platform
+                    .map(|platform| Devices::restore(&vm, platform.devices()))
+                    .transpose()?;
+                return Ok(Received { vm, devices, pages });
             }
             Incoming::Other(other) => return Err(ReceiveError::unexpected(other)),
         }
@@ -236,6 +251,9 @@ pub enum ReceiveError {
     /// KVM has refused the state.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The devices have refused theirs.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
 }
 
 impl ReceiveError {

@@ -15,12 +15,12 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::offer::Offer;
 use crate::memory::PAGE_BYTES;
-use crate::registers::CpuidEntry;
 use crate::snapshot::header::MAX_STATE_BYTES;
 
 /// The version of the protocol that this program speaks, and the only one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Pages of one message.
 pub const PAGES: usize = 128;
 
@@ -38,7 +38,7 @@ pub enum Message {
     /// Source: a guest wants to come.
     Hello(Hello),
     /// Destination: what guests may have there.
-    Offer(Offer),
+    Offer(Box<Offer>),
     /// Either: it will not be, and why.
     Refuse(String),
     /// Source: pages by their numbers, with their content one after the other.
@@ -67,15 +67,6 @@ pub struct Hello {
     pub memory_bytes: u64,
     /// It has interrupt controllers and a timer in the kernel.
     pub has_platform: bool,
-}
-
-/// What guests may have at the destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offer {
-    /// [`VERSION`].
-    pub version: u32,
-    /// The CPUID of a guest there.
-    pub cpuid: Vec<CpuidEntry>,
 }
 
 impl Message {
@@ -112,7 +103,7 @@ impl Message {
     fn parse(kind: u32, content: Vec<u8>) -> Result<Self, FrameError> {
         Ok(match kind {
             1 => Self::Hello(whole(&content)?),
-            2 => Self::Offer(whole(&content)?),
+            2 => Self::Offer(Box::new(whole(&content)?)),
             3 => Self::Refuse(String::from_utf8(content).map_err(|_| FrameError::Text)?),
             PAGES_KIND => PagesRef::parse(&content)?.to_message(),
             5 => Self::State(content),
@@ -136,7 +127,8 @@ fn shortened(reason: &str) -> &str {
 fn limit(kind: u32) -> Option<usize> {
     Some(match kind {
         1 => 32,
-        2 => 32 << 10,
+        // Two tables of KVM_MAX_CPUID_ENTRIES, of a hundred bytes of JSON each, and a thousand MSRs.
+        2 => 96 << 10,
         3 => REASON_BYTES,
         PAGES_KIND => PAGES.saturating_mul(PAGE_ENTRY_BYTES),
         5 => usize::try_from(MAX_STATE_BYTES).unwrap_or(usize::MAX),
@@ -405,6 +397,7 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{RngExt, SeedableRng};
 
+    use super::super::offer::tests::{largest_offer, small_offer};
     use super::*;
 
     fn all() -> Vec<Message> {
@@ -414,10 +407,7 @@ mod tests {
                 memory_bytes: 128 << 20,
                 has_platform: true,
             }),
-            Message::Offer(Offer {
-                version: 1,
-                cpuid: vec![CpuidEntry::default(); 3],
-            }),
+            Message::Offer(Box::new(small_offer())),
             Message::Refuse("no AMX here".into()),
             Message::Pages {
                 numbers: vec![3, 77],
@@ -491,6 +481,13 @@ mod tests {
             };
             assert!(long.starts_with(reason) && reason.len() > REASON_BYTES - 4);
         }
+    }
+
+    #[test]
+    fn the_largest_description_has_room() {
+        let message = Message::Offer(Box::new(largest_offer()));
+        let (messages, _) = read(&bytes(std::slice::from_ref(&message)));
+        assert_eq!(messages, [message]);
     }
 
     #[test]

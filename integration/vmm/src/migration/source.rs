@@ -5,20 +5,19 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_cpuid_entry2;
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::errno;
-use xsave_state::{Layout, LayoutError};
 
 use super::destination::{Stream, is_closed};
 use super::frame::{FrameError, Hello, Link, Message, PAGES, VERSION};
+use super::offer::Candidate;
 use crate::bus::Bus;
 use crate::capture::CaptureError;
-use crate::fit::{Unfit, fit_layout};
-use crate::host::{self, Host};
+use crate::fit::Unfit;
+use crate::host::Host;
 use crate::linux::devices::{self, Devices};
 use crate::memory::{MemoryError, PAGE_BYTES, Pages};
 use crate::platform::{Platform, PlatformError};
@@ -178,17 +177,15 @@ fn agree<S: Stream>(
         };
         return refuse(link, error);
     }
-    let entries: Vec<kvm_cpuid_entry2> = offer.cpuid.iter().copied().map(Into::into).collect();
-    let layout = match host::layout(&entries) {
-        Ok(layout) => layout,
-        Err(error) => return refuse(link, error.into()),
-    };
-    fits(vm, host, &layout).or_else(|error| refuse(link, error))
-}
-
-/// Whether the guest, as it is now, can go on there.
-fn fits(vm: &Vm, host: &Host, target: &Layout) -> Result<(), SendError> {
-    Ok(fit_layout(&vm.capture_vcpus(host, false)?, target)?)
+    let fits = vm.capture_vcpus(host, false).map_err(SendError::from);
+    let fits = fits.and_then(|vcpus| {
+        Ok(offer.check(&Candidate {
+            vcpus: &vcpus,
+            memory_bytes: vm.memory_bytes,
+            tsc_khz: vm.tsc_khz(),
+        })?)
+    });
+    fits.or_else(|error| refuse(link, error))
 }
 
 /// Tells the other side, if it still listens.
@@ -393,9 +390,6 @@ pub enum SendError {
         /// Ours.
         known: u32,
     },
-    /// The destination's CPUID describes an area that cannot exist.
-    #[error("the destination's CPUID: {0}")]
-    Layout(#[from] LayoutError),
     /// The guest cannot go on there.
     #[error(transparent)]
     Unfit(#[from] Unfit),

@@ -13,6 +13,7 @@ use std::time::Duration;
 use amx_guest::report::Wish;
 use amx_guest::{Kind, Workload};
 use amx_vmm::linux::devices::Devices;
+use amx_vmm::linux::initramfs;
 use amx_vmm::linux::log::{Log, Up};
 use amx_vmm::snapshot::AtStop;
 use amx_vmm::{Console, Ended, Host, HostError, Linux, Snapshot, Vm};
@@ -21,7 +22,7 @@ use xsave_state::XFeatures;
 /// Where the lab's tests find what `amx-lab guest-kernel` has written.
 pub(crate) const GUEST_KERNEL: &str = "/boot/guest";
 /// Tells a test what to do in a process of its own.
-const JOB: &str = "AMX_VMM_JOB";
+pub(crate) const JOB: &str = "AMX_VMM_JOB";
 /// No guest of these tests runs longer.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
@@ -92,7 +93,11 @@ pub(crate) fn linux_guest() -> Option<(Host, Linux)> {
         );
         return None;
     }
-    Some((host, Linux::new(kernel)))
+    let module = std::fs::read(Path::new(GUEST_KERNEL).join(amx_lab::MSR_MODULE))
+        .expect("the kernel came with its module");
+    let mut linux = Linux::new(kernel);
+    linux.initramfs = initramfs::with_init(&[(amx_lab::MSR_MODULE, &module)]);
+    Some((host, linux))
 }
 
 /// How long a Linux guest runs between looks at what it has reported.
@@ -150,10 +155,7 @@ pub(crate) fn elsewhere(test: &str, job: &str) {
 
 /// As [`elsewhere`], without waiting.
 pub(crate) fn start_elsewhere(test: &str, job: &str) -> Elsewhere {
-    let program = std::env::current_exe().expect("it has a path");
-    let process = Command::new(program)
-        .args([test, "--exact", "--nocapture", "--test-threads=1"])
-        .env(JOB, job)
+    let process = command(test, job)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -162,6 +164,15 @@ pub(crate) fn start_elsewhere(test: &str, job: &str) -> Elsewhere {
         what: format!("{test}, {job}"),
         process,
     }
+}
+
+/// The command that runs `test` again with `job`.
+pub(crate) fn command(test: &str, job: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("it has a path"));
+    command
+        .args([test, "--exact", "--nocapture", "--test-threads=1"])
+        .env(JOB, job);
+    command
 }
 
 /// A test in a process of its own.
@@ -194,14 +205,27 @@ pub(crate) fn job() -> Option<String> {
 /// Lets a Linux guest run until it is stopped with a program's tiles in a vCPU's registers, and gives its
 /// state. Tiles that its kernel has saved already would not do: they may be lost, and nobody notices.
 pub(crate) fn with_live_tiles(vm: &mut Vm, host: &Host, devices: &Devices) -> Snapshot {
+    with_live(vm, host, devices, XFeatures::XTILEDATA)
+}
+
+/// The same with `components` in use on some vCPU.
+pub(crate) fn with_live(
+    vm: &mut Vm,
+    host: &Host,
+    devices: &Devices,
+    components: XFeatures,
+) -> Snapshot {
     for slice in 0..SLICES {
         // Not always at the same distance from the last stop.
         let time = Duration::from_micros(3000 + u64::from(slice * 1237 % 7000));
         vm.run(devices, time).expect("the guest runs");
         let vcpus = vm.at_stop(host).expect("it is captured");
-        if vcpus.iter().any(AtStop::has_live_tiles) {
+        let live = |vcpu: &AtStop| {
+            vcpu.user_mode && XFeatures::from_bits_retain(vcpu.in_use).contains(components)
+        };
+        if vcpus.iter().any(live) {
             return vm.capture_linux(host, devices).expect("it is captured");
         }
     }
-    panic!("never a tile in use: {:#?}", devices.log());
+    panic!("never {components} in use: {:#?}", devices.log());
 }

@@ -9,8 +9,8 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use amx_guest::report::Wish;
+use amx_vmm::linux::Guest;
 use amx_vmm::linux::devices::Switched;
-use amx_vmm::linux::{Guest, GuestError};
 use amx_vmm::memory::PAGE_BYTES;
 use amx_vmm::migration::{Options, Progress, SendError};
 use amx_vmm::{Host, Linux, Snapshot, file};
@@ -45,13 +45,16 @@ pub(crate) fn boot(run: &Run, screen: &mut Screen) -> anyhow::Result<Code> {
     if run.hide_amx {
         linux.policy = Policy::hide_amx();
     }
+    let desk = Desk::open(&run.here)?;
     let guest = Guest::boot(&host, &linux)?;
-    Owner::new(&host, guest, &run.here, screen)?.run()
+    Owner::new(&host, guest, desk, screen).run()
 }
 
 /// Waits for one guest.
 pub(crate) fn receive(receive: &Receive, screen: &mut Screen) -> anyhow::Result<Code> {
     let host = Host::probe_at(&receive.here.kvm)?;
+    // Once the guest is here, nothing may keep it from running.
+    let desk = Desk::open(&receive.here)?;
     let socket = Socket::bind(&receive.socket)?;
     screen.show(&Event::State {
         state: State::Waiting,
@@ -71,14 +74,13 @@ pub(crate) fn receive(receive: &Receive, screen: &mut Screen) -> anyhow::Result<
     match came {
         Ok((guest, pages)) => {
             screen.show(&Event::TakenOver { pages });
-            Owner::new(&host, guest, &receive.here, screen)?.run()
+            Owner::new(&host, guest, desk, screen).run()
         }
-        Err(GuestError::Receive(error)) => {
+        Err(error) => {
             let reason = error.to_string();
             screen.show(&Event::NotMoved { reason });
             Ok(Code::NotMoved)
         }
-        Err(error) => Err(error.into()),
     }
 }
 
@@ -91,14 +93,30 @@ pub(crate) fn restore(restore: &Restore, screen: &mut Screen) -> anyhow::Result<
     let bytes = file::read(&restore.file)?;
     let name = || restore.file.display().to_string();
     let snapshot = Snapshot::from_bytes(&bytes).with_context(name)?;
+    let desk = Desk::open(&restore.here)?;
     let guest = Guest::restore(&host, &snapshot).with_context(name)?;
-    Owner::new(&host, guest, &restore.here, screen)?.run()
+    Owner::new(&host, guest, desk, screen).run()
 }
 
 static SIGNALS: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     SIGNALS.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Where orders come in: open before there is a guest.
+struct Desk {
+    orders: Option<(Socket, mpsc::Receiver<Order>)>,
+    console: bool,
+}
+
+impl Desk {
+    fn open(here: &Here) -> anyhow::Result<Self> {
+        Ok(Self {
+            orders: here.control.as_deref().map(control::listen).transpose()?,
+            console: here.console,
+        })
+    }
 }
 
 /// A guest that is here.
@@ -117,27 +135,22 @@ struct Owner<'a> {
 }
 
 impl<'a> Owner<'a> {
-    fn new(
-        host: &'a Host,
-        guest: Guest,
-        here: &Here,
-        screen: &'a mut Screen,
-    ) -> anyhow::Result<Self> {
+    fn new(host: &'a Host, guest: Guest, desk: Desk, screen: &'a mut Screen) -> Self {
         for signal in [libc::SIGINT, libc::SIGTERM] {
-            register_signal_handler(signal, on_signal).context("the handler of Ctrl-C")?;
+            // Without it Ctrl-C ends this process as before, and that is no reason to lose a guest.
+            let _ = register_signal_handler(signal, on_signal);
         }
-        let orders = here.control.as_deref().map(control::listen).transpose()?;
-        Ok(Self {
+        Self {
             host,
             guest,
             screen,
-            console: here.console.then_some(0),
-            orders,
+            console: desk.console.then_some(0),
+            orders: desk.orders,
             asked: None,
             undecided: false,
             wrong: false,
             stopping: false,
-        })
+        }
     }
 
     /// Lets it run until it has ended or is elsewhere.
