@@ -14,7 +14,6 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use amx_vmm::file;
 use journey::{Done, LEG, Leg, Origin, Running, Target, go};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -67,9 +66,6 @@ fn soak() {
         });
         let (done, gone) = running.done().expect("it is passed on");
         sums.add(&done);
-        if let Origin::File(path) = &gone.from {
-            file::remove(path).expect("it was read");
-        }
         running = next.unwrap_or_else(|| match gone.to {
             Target::File(path) => {
                 let leg = leg(count + 1, Origin::File(path));
