@@ -156,7 +156,10 @@ impl Running {
                 return Ok(rest.to_owned());
             }
         }
-        bail!("{:?}: no more of it in {} s", self.leg, PATIENCE.as_secs())
+        match self.process.try_wait()? {
+            Some(status) => bail!("{:?} has ended: {status}", self.leg),
+            None => bail!("{:?}: no more of it in {} s", self.leg, PATIENCE.as_secs()),
+        }
     }
 }
 
@@ -234,7 +237,12 @@ fn arrive(host: &Host, kernel: &Path, from: &Origin) -> anyhow::Result<Guest> {
             let stream = UnixStream::from(stdin().as_fd().try_clone_to_owned()?);
             Guest::receive(host, stream, PATIENCE, |_| {})?.0
         }
-        Origin::File(path) => Guest::restore(host, &snapshot(path)?)?,
+        Origin::File(path) => {
+            let snapshot = snapshot(path)?;
+            // Files are memory, too, where they are in the lab: no two of them at a time.
+            file::remove(path)?;
+            Guest::restore(host, &snapshot)?
+        }
         Origin::FileWithoutTiles(path) => {
             let mut error = None;
             let snapshot = snapshot(path)?.map_extended(|extended| {
@@ -304,6 +312,9 @@ fn stop_with_tiles(host: &Host, guest: &mut Guest) -> anyhow::Result<()> {
 
 fn save(host: &Host, guest: &Guest, path: &Path) -> anyhow::Result<Vec<AtStop>> {
     let snapshot = guest.capture(host)?;
-    file::write(path, &snapshot.to_bytes())?;
-    Ok(snapshot.at_stop())
+    let vcpus = snapshot.at_stop();
+    let bytes = snapshot.to_bytes();
+    drop(snapshot);
+    file::write(path, &bytes)?;
+    Ok(vcpus)
 }

@@ -192,7 +192,7 @@ fn line(event: &Event) -> String {
             memory_bytes,
             verdict,
         } => format!(
-            "{vcpus} vCPUs, {} of memory; {}",
+            "vCPUs: {vcpus}, {} of memory; {}",
             HumanBytes(*memory_bytes),
             checked(verdict)
         ),
