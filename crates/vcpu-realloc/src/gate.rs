@@ -203,8 +203,9 @@ impl Gate {
                 self.state.registers.xcr0 = xcr0;
                 self.stand()
             }
-            Event::Observe { xcr0, xfd } => self.look(Pair { xcr0, xfd }, self.found()),
-            Event::Restore { xcr0, xfd, in_use } => self.look(Pair { xcr0, xfd }, in_use),
+            Event::Observe { xcr0, xfd, in_use } | Event::Restore { xcr0, xfd, in_use } => {
+                self.look(Pair { xcr0, xfd }, in_use)
+            }
             Event::Grant(features) => self.grant(features),
             Event::Deny => match self.state.question {
                 Some(Question {

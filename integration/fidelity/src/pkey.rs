@@ -43,12 +43,13 @@ impl Key {
 
     /// Sets what this thread must not do with pages of this key.
     pub fn restrict(self, rights: u32) {
-        let (mut pkru, shift): (u32, u32) = (0, 2 * self.0);
+        let shift = 2 * self.0;
+        let before: u32;
         // SAFETY: RDPKRU with ECX = 0 reads a register; there are protection keys, or there were no key.
         unsafe {
-            asm!("rdpkru", in("ecx") 0, out("eax") pkru, out("edx") _, options(nomem, nostack))
+            asm!("rdpkru", in("ecx") 0, out("eax") before, out("edx") _, options(nomem, nostack))
         };
-        pkru = pkru & !(3 << shift) | rights << shift;
+        let pkru = before & !(3 << shift) | rights << shift;
         // SAFETY: Only the rights of this key change, under which no memory of Rust's is.
         unsafe { asm!("wrpkru", in("eax") pkru, in("ecx") 0, in("edx") 0, options(nostack)) };
     }

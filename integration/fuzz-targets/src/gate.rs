@@ -86,6 +86,7 @@ fn event(input: &mut Input<'_>) -> Event {
         6 => Event::Observe {
             xcr0: bitmap(input),
             xfd: bitmap(input),
+            in_use: bitmap(input),
         },
         7 => Event::Restore {
             xcr0: bitmap(input),

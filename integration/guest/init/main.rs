@@ -10,6 +10,7 @@ mod product;
 mod report;
 mod sys;
 mod tiles;
+mod vectors;
 mod worker;
 mod xfd;
 

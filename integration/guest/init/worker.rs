@@ -4,7 +4,7 @@ use std::io::{self, PipeWriter, Write};
 use std::time::Duration;
 
 use crate::report::{Event, Load, Report};
-use crate::{denied, product, sys, xfd};
+use crate::{denied, machine, product, sys, vectors, xfd};
 
 /// What a process says goes to the init, a line at once.
 pub struct Voice {
@@ -39,6 +39,9 @@ pub enum Outcome {
 pub fn work(load: Load, process: u8, processors: u32, voice: &mut Voice) -> io::Result<()> {
     sys::end_on_sigterm()?;
     voice.say(Event::Start(load))?;
+    if load != Load::Vectors && machine::amx_flags()?.is_empty() {
+        return lacks(voice, "AMX");
+    }
     match load {
         Load::Int8 => {
             // Both on one processor: the tiles change hands at each switch.
@@ -51,6 +54,10 @@ pub fn work(load: Load, process: u8, processors: u32, voice: &mut Voice) -> io::
         Load::Xfd => match xfd::Reader::open(processors.saturating_sub(1)) {
             Ok(mut reader) => rounds(voice, &mut reader),
             Err(why) => lacks(voice, &why),
+        },
+        Load::Vectors => match vectors::Vectors::start(process) {
+            Ok(mut vectors) => rounds(voice, &mut vectors),
+            Err(why) => lacks(voice, why),
         },
     }
 }

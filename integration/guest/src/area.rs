@@ -69,6 +69,11 @@ pub const OUT_INS: usize = 0x310;
 /// u64: answers that were not what the counting payload expected.
 pub const OUT_WRONG: usize = 0x318;
 
+/// 160 bytes for what the payload with the kernel's cases has found: XCR0, how often #NM came;
+/// CPUID.0DH.0, 0DH.17, 0DH.18, 1DH.0 and 1DH.1; IA32_XFD at the start and in the next VM; CR0, IA32_XFD_ERR
+/// and IA32_XFD at #NM, and the last two in the next VM.
+pub const NOTES: usize = 0x320;
+
 /// Seventeen rows of 64 bytes through which tiles are moved.
 pub const SCRATCH: usize = 0x400;
 /// Vector registers, 64 bytes each, or tiles, 1024 bytes each, at the start.
@@ -80,7 +85,8 @@ pub const OUT_VECTORS: usize = 0x3000;
 pub const SERIAL_PORT: u16 = 0x3f8;
 /// A vCPU writes the vector of an exception here that no payload raises on purpose.
 pub const FAULT_PORT: u16 = 0x510;
-/// The XFD payload writes 1 here when XFD is armed, and 2 in its #NM handler.
+/// The XFD payload writes 1 here when XFD is armed, and 2 in its #NM handler; the payload with the kernel's
+/// cases the number of each stage, four bytes.
 pub const DOORBELL_PORT: u16 = 0x518;
 /// The counting payload writes 0, 1, 2, ... here, four bytes each, and reads the same numbers.
 pub const COUNT_PORT: u16 = 0x520;

@@ -11,6 +11,7 @@ mod armed;
 mod avx512;
 mod control;
 mod counter;
+mod kernel_cases;
 mod narrow;
 mod stub;
 
@@ -61,6 +62,10 @@ code!(
     armed, amx_guest_armed, amx_guest_armed_end
 );
 code!(
+    /// CPL0: the cases of the kernel's own test, stage by stage.
+    kernel_cases, amx_guest_kernel_cases, amx_guest_kernel_cases_end
+);
+code!(
     /// CPL0: counts through a port, one string and one split memory access per count.
     counter, amx_guest_counter, amx_guest_counter_end
 );
@@ -78,6 +83,7 @@ mod tests {
         assert!(stub().len() > VECTORS_OFFSET + 32 * VECTOR_BYTES);
         assert!(stub().len() < crate::machine::STUB_BYTES);
         assert!(armed().len() < crate::machine::BODY_BYTES);
+        assert!(kernel_cases().len() < crate::machine::BODY_BYTES);
         assert!(counter().len() < crate::machine::STUB_BYTES);
     }
 }

@@ -30,6 +30,8 @@ const PD: u64 = 0x3000;
 const PT: u64 = 0x4000;
 const GDT: u64 = 0x5000;
 const IDT: u64 = 0x6000;
+/// The gate of #NM, whose handler a payload at CPL0 may replace.
+pub(crate) const DEVICE_NOT_AVAILABLE_GATE: u64 = IDT + 7 * 16;
 const STUB: u64 = 0x8000;
 const BODY: u64 = 0x9000;
 const TASKS: u64 = 0xc000;

@@ -23,25 +23,29 @@ pub enum Load {
     Denied,
     /// Reads IA32_XFD of its processor, which must be armed while this process has no permission.
     Xfd,
+    /// Keeps values in its vector registers and PKRU across system calls; needs no AMX.
+    Vectors,
 }
 
 /// The processes of a guest. The first two compete for the tiles of the same processor.
-pub const LOADS: [Load; 6] = [
+pub const LOADS: [Load; 7] = [
     Load::Int8,
     Load::Int8,
     Load::Bf16,
     Load::Signals,
     Load::Denied,
     Load::Xfd,
+    Load::Vectors,
 ];
 
 impl Load {
-    const ALL: [(Self, &'static str); 5] = [
+    const ALL: [(Self, &'static str); 6] = [
         (Self::Int8, "int8"),
         (Self::Bf16, "bf16"),
         (Self::Signals, "signals"),
         (Self::Denied, "denied"),
         (Self::Xfd, "xfd"),
+        (Self::Vectors, "vectors"),
     ];
 
     /// Its name in a report.
@@ -356,7 +360,7 @@ mod tests {
         for line in [
             "",
             "0",
-            "6 round 1",
+            "7 round 1",
             "0 round -1",
             "0 round 1 2",
             "0 start none",

@@ -413,6 +413,17 @@ pub fn armed_area(xcr0: u64) -> Vec<u8> {
     bytes.0
 }
 
+/// What the area of the payload with the kernel's cases holds: a tile to be loaded, and the
+/// configuration for it.
+#[must_use]
+pub fn kernel_cases_area(xcr0: u64) -> Vec<u8> {
+    let mut bytes = Bytes(vec![0; AREA_BYTES]);
+    bytes.put(area::XCR0, &xcr0.to_le_bytes());
+    bytes.put(area::IN_TILECFG, &tile_config(ARMED_ROWS));
+    bytes.put(area::IN_VECTORS, &armed_tile());
+    bytes.0
+}
+
 /// What is wrong in the area that the XFD payload left: nothing, where XFD was armed throughout, #NM
 /// came with the right IA32_XFD_ERR, and the tile went through a register unharmed.
 #[must_use]

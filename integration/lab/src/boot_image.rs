@@ -5,6 +5,7 @@ use std::io;
 use std::path::Path;
 
 use crate::cpio::{DEVICE, DIRECTORY, Entry, FILE, Writer};
+use crate::cpu::Cpu;
 use crate::kernel::{END, ENTRY, IMAGE, LOAD_ADDRESS, MODULES, SETUP};
 use crate::manifest::{Manifest, ManifestError};
 
@@ -47,7 +48,7 @@ vgaromimage: file=../@EMULATOR@/vga.rom
 optramimage1: file=boot.bin, address=0x100000
 optramimage2: file=../@KERNEL@/kernel.bin, address=0x1000000
 optramimage3: file=initrd.bin, address=@FILES@
-cpu: model=sapphire_rapids, count=1, ips=2200000000, reset_on_triple_fault=0, ignore_bad_msrs=1, msrs=../@EMULATOR@/msrs.def, exclude_features="la57"
+cpu: model=@CPU@, count=1, ips=2200000000, reset_on_triple_fault=0, ignore_bad_msrs=1, msrs=../@EMULATOR@/msrs.def, exclude_features="la57"
 clock: sync=none, time0=1700000000
 com1: enabled=1, mode=file, dev=/dev/fd/6
 boot: disk
@@ -65,15 +66,17 @@ debug: action=ignore
 pub(crate) struct Recipe {
     pub(crate) emulator: String,
     pub(crate) kernel: String,
+    pub(crate) cpu: Cpu,
     pub(crate) memory_mib: u32,
 }
 
 impl Recipe {
     /// All of this module that goes into a machine, for the key of the machine's part.
-    pub(crate) fn ingredients(&self) -> [Vec<u8>; 6] {
+    pub(crate) fn ingredients(&self) -> [Vec<u8>; 7] {
         [
             self.emulator.clone().into(),
             self.kernel.clone().into(),
+            self.cpu.model().into(),
             self.memory_mib.to_le_bytes().into(),
             COMMAND_LINE.into(),
             CONFIGURATION_TEXT.into(),
@@ -124,6 +127,7 @@ pub(crate) fn create(
     .ok_or(ManifestError::Changed { path: setup_path })?;
     write(BOOT_PAGES, &pages)?;
     let text = CONFIGURATION_TEXT
+        .replace("@CPU@", recipe.cpu.model())
         .replace("@MEMORY@", &recipe.memory_mib.to_string())
         .replace("@EMULATOR@", &recipe.emulator)
         .replace("@KERNEL@", &recipe.kernel)

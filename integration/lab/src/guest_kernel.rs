@@ -4,7 +4,9 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::kernel::{END, ENTRY, GUEST_MODULES, IMAGE, Kernel, LOAD_ADDRESS, module_file};
+use crate::kernel::{
+    self, END, ENTRY, GUEST_MODULES, IMAGE, Kernel, LOAD_ADDRESS, PACKED, module_file,
+};
 use crate::lab::LabError;
 use crate::manifest::{Care, Manifest, ManifestError};
 use crate::saved::kernel_part;
@@ -12,17 +14,25 @@ use crate::store::Store;
 
 /// Name of the kernel's file.
 pub const VMLINUX: &str = "vmlinux";
+/// Name of the same kernel as Debian has it: a bzImage.
+pub const VMLINUZ: &str = "vmlinuz";
+/// Name of the module that gives a guest's processes its processors' MSRs.
+pub const MSR_MODULE: &str = "msr.ko";
 /// The image begins on a page of the file.
 const IMAGE_AT: u64 = 0x1000;
 
 /// Writes the kernel of a prepared lab to `folder`: as an ELF file, `vmlinux`, with one segment and the entry of the 64-bit boot
-/// protocol; and, where they have been fetched, the modules that a guest may want (`msr.ko`).
+/// protocol; as a bzImage, `vmlinuz`; and the module that a guest may want, `msr.ko`.
 ///
 /// # Errors
-/// When that kernel has not been prepared, or the folder cannot be written.
+/// When that kernel has not been prepared, or by a version of the lab that kept less of it ([`prepare`](crate::prepare()) then fetches
+/// it anew); or the folder cannot be written.
 pub fn guest_kernel(store: &Store, kernel: Kernel, folder: &Path) -> Result<(), LabError> {
     let part = store.part(&kernel_part(kernel));
     let manifest = Manifest::check(&part, Care::Glance)?;
+    if !kernel::is_whole(&manifest) {
+        return Err(ManifestError::Incomplete { path: part }.into());
+    }
     let number = |name| {
         manifest
             .fact(&part, name)?
@@ -41,11 +51,10 @@ pub fn guest_kernel(store: &Store, kernel: Kernel, folder: &Path) -> Result<(), 
     let image = fs::File::open(part.join(IMAGE)).map_err(io)?;
     fs::create_dir_all(folder).map_err(io)?;
     write_elf(image, entry, end, &folder.join(VMLINUX)).map_err(io)?;
+    fs::copy(part.join(PACKED), folder.join(VMLINUZ)).map_err(io)?;
     for module in GUEST_MODULES {
         let name = module_file(module);
-        if part.join(&name).is_file() {
-            fs::copy(part.join(&name), folder.join(&name)).map_err(io)?;
-        }
+        fs::copy(part.join(&name), folder.join(&name)).map_err(io)?;
     }
     Ok(())
 }

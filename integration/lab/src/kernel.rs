@@ -13,6 +13,7 @@ use object::elf::{FileHeader64, PT_LOAD};
 use object::read::elf::{FileHeader, ProgramHeader};
 
 use crate::apt::{Apt, AptError};
+use crate::manifest::Manifest;
 use crate::tools::{self, ToolError};
 
 /// A kernel that the lab can boot, by the name of the Debian suite that it comes from.
@@ -78,12 +79,14 @@ pub(crate) const MODULES: [(&str, &str); 3] = [
     ("arch/x86/kvm/kvm-intel", "enable_apicv=0"),
 ];
 
-/// Modules that are kept for guests: the device that reads MSRs.
+/// Modules that are kept for guests: the one that reads MSRs.
 pub(crate) const GUEST_MODULES: [&str; 1] = ["arch/x86/kernel/msr"];
 
 /// Names of the files of an unpacked kernel.
 pub(crate) const IMAGE: &str = "kernel.bin";
 pub(crate) const SETUP: &str = "setup.bin";
+/// As it is in the package, for guests.
+pub(crate) const PACKED: &str = "vmlinuz";
 
 /// Names of the facts in its manifest.
 pub(crate) const RELEASE: &str = "release";
@@ -191,7 +194,11 @@ pub(crate) fn unpack(
         .ok_or_else(|| bad("too short for a kernel"))?;
     let vmlinux = decompress(&bytes).map_err(|what| bad(&what))?;
     let flat = flatten(&vmlinux).map_err(|what| bad(&what))?;
-    for (name, bytes) in [(IMAGE, flat.bytes.as_slice()), (SETUP, setup)] {
+    for (name, bytes) in [
+        (IMAGE, flat.bytes.as_slice()),
+        (SETUP, setup),
+        (PACKED, bytes.as_slice()),
+    ] {
         let path = to.join(name);
         fs::write(&path, bytes).map_err(|source| KernelError::Io { path, source })?;
     }
@@ -207,6 +214,17 @@ pub(crate) fn unpack(
             .map(|(name, value)| (name.to_owned(), value))
             .collect(),
     ))
+}
+
+/// Whether all that [`unpack`] keeps of a kernel is there: earlier versions of the lab kept less.
+pub(crate) fn is_whole(kept: &Manifest) -> bool {
+    let of_hosts = MODULES.iter().map(|(module, _)| module);
+    let modules = of_hosts.chain(&GUEST_MODULES).copied().map(module_file);
+    [IMAGE, SETUP, PACKED]
+        .map(str::to_owned)
+        .into_iter()
+        .chain(modules)
+        .all(|name| kept.has(&name))
 }
 
 fn no_file(name: &str) -> KernelError {
@@ -375,6 +393,28 @@ fn flatten(vmlinux: &[u8]) -> Result<Flat, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_without_what_guests_need_is_not_whole() {
+        let names = [
+            "kernel.bin",
+            "setup.bin",
+            "irqbypass.ko",
+            "kvm.ko",
+            "kvm-intel.ko",
+            "msr.ko",
+            "vmlinuz",
+        ];
+        for kept in 0..=names.len() {
+            let folder = tempfile::tempdir().unwrap();
+            for name in &names[..kept] {
+                fs::write(folder.path().join(name), name).unwrap();
+            }
+            let manifest =
+                Manifest::create(folder.path(), BTreeMap::new(), BTreeMap::new()).unwrap();
+            assert_eq!(is_whole(&manifest), kept == names.len(), "{kept}");
+        }
+    }
 
     #[test]
     fn names_are_read_back() {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use crate::cpu::Cpu;
 use crate::job::{Job, JobError};
 use crate::kernel::Kernel;
 use crate::machine::{Event, Machine, Start};
@@ -28,6 +29,8 @@ pub(crate) const START_LIMIT: Duration = Duration::from_secs(180);
 pub struct LabOptions {
     /// The kernel of the host.
     pub kernel: Kernel,
+    /// The host's processor.
+    pub cpu: Cpu,
     /// The host's memory.
     pub memory_mib: u32,
     /// Boot, and do not resume a machine that has been booted before.
@@ -40,6 +43,7 @@ impl Default for LabOptions {
     fn default() -> Self {
         Self {
             kernel: Kernel::default(),
+            cpu: Cpu::default(),
             memory_mib: 512,
             cold: false,
             without_patches: Vec::new(),
@@ -256,13 +260,7 @@ impl Lab {
         progress: &dyn Progress,
         on_console: impl FnMut(&str) + Send + 'static,
     ) -> Result<Self, LabError> {
-        let ready = saved::find_or_make(
-            store,
-            options.kernel,
-            options.memory_mib,
-            &options.without_patches,
-            progress,
-        )?;
+        let ready = saved::find_or_make(store, options, progress)?;
         let start = if options.cold {
             Start::Cold
         } else {
@@ -278,14 +276,7 @@ impl Lab {
     /// # Errors
     /// Says what is missing.
     pub fn is_prepared(store: &Store, options: &LabOptions) -> Result<(), LabError> {
-        saved::find(
-            store,
-            options.kernel,
-            options.memory_mib,
-            &options.without_patches,
-            Care::Glance,
-        )
-        .map(drop)
+        saved::find(store, options, Care::Glance).map(drop)
     }
 
     fn from_link(link: Box<dyn Link + Send>) -> Result<Self, LabError> {

@@ -33,6 +33,7 @@ mod boot_image;
 mod busybox;
 mod console;
 pub mod cpio;
+mod cpu;
 mod elf;
 mod emulator;
 mod guest_kernel;
@@ -55,8 +56,9 @@ mod tools;
 pub mod wire;
 
 pub use busybox::busybox;
+pub use cpu::{Cpu, UnknownCpu};
 pub use elf::ElfError;
-pub use guest_kernel::{VMLINUX, guest_kernel};
+pub use guest_kernel::{MSR_MODULE, VMLINUX, VMLINUZ, guest_kernel};
 pub use job::{Job, JobError};
 pub use kernel::{Kernel, UnknownKernel};
 pub use lab::{Ending, Lab, LabError, LabOptions, Streams};

@@ -47,6 +47,12 @@ pub enum ManifestError {
         /// The file.
         path: PathBuf,
     },
+    /// An older version of the lab has kept less of it than is wanted now.
+    #[error("{path} is of an older version; run `amx-lab prepare` (with --kernel, if not for trixie)", path = path.display())]
+    Incomplete {
+        /// The part.
+        path: PathBuf,
+    },
     /// The file system refused.
     #[error("{path}", path = path.display())]
     Io {
@@ -144,6 +150,11 @@ impl Manifest {
             }
         }
         Ok(manifest)
+    }
+
+    /// Whether the part was made with a file of this name.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.files.contains_key(name)
     }
 
     /// A fact that the part was made with.

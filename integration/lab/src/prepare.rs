@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use crate::apt::{Apt, AptError};
+use crate::cpu::Cpu;
 use crate::emulator::{self, EmulatorError};
 use crate::kernel::{self, Kernel, KernelError};
 use crate::lab::{LabError, LabOptions};
@@ -21,6 +22,8 @@ use crate::tools;
 pub struct PrepareOptions {
     /// Kernels; the emulator is needed for any.
     pub kernels: Vec<Kernel>,
+    /// Processor of the machines that are booted in advance.
+    pub cpu: Cpu,
     /// Memory of the machines that are booted in advance.
     pub memory_mib: u32,
     /// Where Debian's packages come from, if not from where this machine gets its own.
@@ -33,11 +36,25 @@ pub struct PrepareOptions {
     pub without_patches: Vec<String>,
 }
 
+impl PrepareOptions {
+    /// The machine with this kernel.
+    fn lab(&self, kernel: Kernel) -> LabOptions {
+        LabOptions {
+            kernel,
+            cpu: self.cpu,
+            memory_mib: self.memory_mib,
+            cold: false,
+            without_patches: self.without_patches.clone(),
+        }
+    }
+}
+
 impl Default for PrepareOptions {
     fn default() -> Self {
         let lab = LabOptions::default();
         Self {
             kernels: vec![lab.kernel],
+            cpu: lab.cpu,
             memory_mib: lab.memory_mib,
             mirror: None,
             update: false,
@@ -118,14 +135,7 @@ pub fn prepare(
         },
     };
     let missing = |kernel: &Kernel| {
-        saved::find(
-            store,
-            *kernel,
-            options.memory_mib,
-            &options.without_patches,
-            work.care,
-        )
-        .is_err()
+        work.lacks_kernel(*kernel) || saved::find(store, &options.lab(*kernel), work.care).is_err()
     };
     if !options.update && !options.kernels.iter().any(missing) {
         return Ok(());
@@ -139,16 +149,11 @@ pub fn prepare(
         if options.verify && missing(kernel) {
             work.forget_machines(*kernel)?;
         }
-        saved::find_or_make(
-            store,
-            *kernel,
-            options.memory_mib,
-            &options.without_patches,
-            progress,
-        )
-        .map_err(|source| PrepareError::Boot {
-            kernel: *kernel,
-            source,
+        saved::find_or_make(store, &options.lab(*kernel), progress).map_err(|source| {
+            PrepareError::Boot {
+                kernel: *kernel,
+                source,
+            }
         })?;
     }
     Ok(())
@@ -190,7 +195,7 @@ impl Work<'_> {
             .options
             .kernels
             .iter()
-            .filter(|kernel| self.options.update || self.is_missing(&saved::kernel_part(**kernel)))
+            .filter(|kernel| self.options.update || self.lacks_kernel(**kernel))
             .collect();
         if !needs_emulator && kernels.is_empty() {
             return Ok(());
@@ -239,6 +244,12 @@ impl Work<'_> {
         Manifest::check(&self.store.part(part), self.care).is_err()
     }
 
+    /// The kernel is missing, or an older version of the lab has kept less of it.
+    fn lacks_kernel(&self, kernel: Kernel) -> bool {
+        let part = self.store.part(&saved::kernel_part(kernel));
+        Manifest::check(&part, self.care).map_or(true, |kept| !kernel::is_whole(&kept))
+    }
+
     fn apt<'s>(
         &self,
         scratch: &Path,
@@ -274,7 +285,7 @@ impl Work<'_> {
     /// A machine whose bytes have changed without its sizes and times doing so passes a glance, so it has to go.
     fn forget_machines(&self, kernel: Kernel) -> Result<(), StoreError> {
         let _lock = self.store.lock(|| {})?;
-        let prefix = format!("machine-{kernel}-{}-", self.options.memory_mib);
+        let prefix = saved::machine_family(&self.options.lab(kernel));
         for (name, path) in self.store.members()? {
             if name.starts_with(&prefix) {
                 remove(&path).map_err(|source| StoreError::Io { path, source })?;

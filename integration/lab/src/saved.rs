@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use crate::boot_image::{self, LEAST_MEMORY_MIB, MOST_MEMORY_MIB, Recipe};
+use crate::cpu::Cpu;
 use crate::emulator;
 use crate::kernel::{Kernel, RELEASE};
-use crate::lab::LabError;
+use crate::lab::{LabError, LabOptions};
 use crate::machine::{Event, Machine, Start};
 use crate::manifest::{Care, Manifest, ManifestError};
 use crate::patch_set;
@@ -32,15 +33,25 @@ pub(crate) fn kernel_part(kernel: Kernel) -> String {
     format!("kernel-{kernel}")
 }
 
+/// Beginning of the names of machines that differ only in the versions of their parts. Those of other processors than the usual one
+/// are families of their own.
+pub(crate) fn machine_family(options: &LabOptions) -> String {
+    let LabOptions {
+        kernel,
+        cpu,
+        memory_mib,
+        ..
+    } = options;
+    if *cpu == Cpu::default() {
+        format!("machine-{kernel}-{memory_mib}-")
+    } else {
+        format!("machine-{cpu}-{kernel}-{memory_mib}-")
+    }
+}
+
 /// The machine that is made of these parts, if it has been made.
-pub(crate) fn find(
-    store: &Store,
-    kernel: Kernel,
-    memory_mib: u32,
-    without_patches: &[String],
-    care: Care,
-) -> Result<Ready, LabError> {
-    let plan = plan(store, kernel, memory_mib, without_patches, care)?;
+pub(crate) fn find(store: &Store, options: &LabOptions, care: Care) -> Result<Ready, LabError> {
+    let plan = plan(store, options, care)?;
     let folder = store.part(&plan.name);
     Manifest::check(&folder, care)?;
     Ok(Ready {
@@ -52,23 +63,27 @@ pub(crate) fn find(
 /// The machine that is made of these parts; makes it, if need be, which takes a boot.
 pub(crate) fn find_or_make(
     store: &Store,
-    kernel: Kernel,
-    memory_mib: u32,
-    without_patches: &[String],
+    options: &LabOptions,
     progress: &dyn Progress,
 ) -> Result<Ready, LabError> {
-    match find(store, kernel, memory_mib, without_patches, Care::Glance) {
+    match find(store, options, Care::Glance) {
         Err(LabError::Part(ManifestError::Missing { .. } | ManifestError::Changed { .. })) => {}
         other => return other,
     }
     // A part that this one is made from may be what is missing: then this fails again, and says so.
     let lock = store.lock(|| progress.step("waiting for another prepare to end", None))?;
-    if let Ok(ready) = find(store, kernel, memory_mib, without_patches, Care::Glance) {
+    if let Ok(ready) = find(store, options, Care::Glance) {
         return Ok(ready);
     }
-    let plan = plan(store, kernel, memory_mib, without_patches, Care::Glance)?;
+    let plan = plan(store, options, Care::Glance)?;
+    let LabOptions {
+        kernel,
+        cpu,
+        memory_mib,
+        ..
+    } = options;
     progress.step(
-        &format!("booting {kernel} with {memory_mib} MiB (once)"),
+        &format!("booting {kernel} on {cpu} with {memory_mib} MiB (once)"),
         None,
     );
     let work = store.unfinished(&lock, &plan.name)?;
@@ -95,11 +110,7 @@ pub(crate) fn find_or_make(
     ]);
     Manifest::create(&work, kernel_manifest.packages, facts)?;
     let folder = store.publish(&lock, &work, &plan.name)?;
-    store.keep_newest(
-        &lock,
-        &format!("machine-{kernel}-{memory_mib}-"),
-        MACHINES_KEPT,
-    )?;
+    store.keep_newest(&lock, &machine_family(options), MACHINES_KEPT)?;
     progress.done();
     Ok(Ready {
         emulator: store.part(&plan.recipe.emulator),
@@ -113,21 +124,17 @@ struct Plan {
     release: String,
 }
 
-fn plan(
-    store: &Store,
-    kernel: Kernel,
-    memory_mib: u32,
-    without_patches: &[String],
-    care: Care,
-) -> Result<Plan, LabError> {
-    if !(LEAST_MEMORY_MIB..=MOST_MEMORY_MIB).contains(&memory_mib) {
-        return Err(LabError::Memory { mib: memory_mib });
+fn plan(store: &Store, options: &LabOptions, care: Care) -> Result<Plan, LabError> {
+    let mib = options.memory_mib;
+    if !(LEAST_MEMORY_MIB..=MOST_MEMORY_MIB).contains(&mib) {
+        return Err(LabError::Memory { mib });
     }
-    let patches = patch_set::without(without_patches)?;
+    let patches = patch_set::without(&options.without_patches)?;
     let recipe = Recipe {
         emulator: emulator::part_name(&patches),
-        kernel: kernel_part(kernel),
-        memory_mib,
+        kernel: kernel_part(options.kernel),
+        cpu: options.cpu,
+        memory_mib: mib,
     };
     let emulator = Manifest::check(&store.part(&recipe.emulator), care)?;
     let kernel_folder = store.part(&recipe.kernel);
@@ -140,7 +147,7 @@ fn plan(
     let ingredients = recipe.ingredients();
     let key = key(ingredients.iter().chain(&parts).map(Vec::as_slice));
     Ok(Plan {
-        name: format!("machine-{kernel}-{memory_mib}-{key}"),
+        name: format!("{}{key}", machine_family(options)),
         recipe,
         release,
     })

@@ -40,13 +40,7 @@ impl Server {
         at_once: usize,
         progress: &dyn Progress,
     ) -> Result<Self, LabError> {
-        let ready = saved::find_or_make(
-            store,
-            options.kernel,
-            options.memory_mib,
-            &options.without_patches,
-            progress,
-        )?;
+        let ready = saved::find_or_make(store, options, progress)?;
         let name = socket_name().map_err(LabError::start)?;
         // A name in the kernel and not in a folder: however this process ends, nothing is left.
         let listener = SocketAddr::from_abstract_name(&name)
@@ -75,7 +69,13 @@ impl Server {
 }
 
 fn address(options: &LabOptions, name: &str) -> String {
-    format!("{},{},{name}", options.kernel, options.memory_mib)
+    let LabOptions {
+        kernel,
+        cpu,
+        memory_mib,
+        ..
+    } = options;
+    format!("{kernel},{cpu},{memory_mib},{name}")
 }
 
 fn socket_name() -> io::Result<String> {
@@ -113,8 +113,9 @@ pub fn connect(address: &str, options: &LabOptions) -> Option<Result<Lab, LabErr
 }
 
 fn name_of<'a>(address: &'a str, options: &LabOptions) -> Option<&'a str> {
-    let mut parts = address.splitn(3, ',');
+    let mut parts = address.splitn(4, ',');
     let of_this_kind = parts.next()? == options.kernel.suite()
+        && parts.next()? == options.cpu.name()
         && parts.next()?.parse() == Ok(options.memory_mib)
         && !options.cold
         && options.without_patches.is_empty();
@@ -311,6 +312,10 @@ mod tests {
         for other in [
             LabOptions {
                 kernel: crate::Kernel::Sid,
+                ..options.clone()
+            },
+            LabOptions {
+                cpu: crate::Cpu::TigerLake,
                 ..options.clone()
             },
             LabOptions {

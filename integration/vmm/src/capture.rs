@@ -4,17 +4,17 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vmm_sys_util::errno;
+use xsave_state::LayoutError;
 use xsave_state::kvm::{
     self, MSR_IA32_XFD, MSR_IA32_XFD_ERR, XsaveBuffer, XsaveSize, XsaveSizeError,
 };
-use xsave_state::{LayoutError, XFeatures};
 
 use crate::host::{self, Host};
 use crate::linux::devices::Devices;
 use crate::memory::{MemoryError, Pages};
 use crate::platform::{Platform, PlatformError};
 use crate::registers::{CpuidEntry, Msr};
-use crate::snapshot::{Snapshot, VcpuState};
+use crate::snapshot::{AtStop, Snapshot, VcpuState};
 use crate::vm::Vm;
 
 impl Vm {
@@ -44,15 +44,14 @@ impl Vm {
         })
     }
 
-    /// The extended state that each vCPU has in use. It costs less than a capture.
+    /// What is live in each vCPU. It costs less than a capture.
     ///
     /// # Errors
     ///
     /// As [`capture`](Self::capture).
-    pub fn in_use(&self, host: &Host) -> Result<Vec<XFeatures>, CaptureError> {
+    pub fn at_stop(&self, host: &Host) -> Result<Vec<AtStop>, CaptureError> {
         let vcpus = self.capture_vcpus(host, false)?;
-        let in_use = vcpus.iter().map(|vcpu| vcpu.extended.image().xstate_bv());
-        Ok(in_use.collect())
+        Ok(vcpus.iter().map(AtStop::of).collect())
     }
 
     pub(crate) fn capture_vcpus(
@@ -64,14 +63,10 @@ impl Vm {
             return Err(CaptureError::NoVcpu);
         };
         let mut buffer = XsaveBuffer::new(XsaveSize::query(&self.fd, first)?);
-        let list = host
-            .kvm()
-            .get_msr_index_list()
-            .map_err(CaptureError::MsrList)?;
         (0..)
             .zip(&self.vcpus)
             .map(|(vcpu, fd)| {
-                capture_vcpu(fd, list.as_slice(), &mut buffer, with_lapic)
+                capture_vcpu(fd, host.msr_indices(), &mut buffer, with_lapic)
                     .map_err(|cause| CaptureError::Vcpu { vcpu, cause })
             })
             .collect()
@@ -173,9 +168,6 @@ pub enum CaptureError {
     /// The size of the extended state cannot be.
     #[error(transparent)]
     XsaveSize(#[from] XsaveSizeError),
-    /// KVM_GET_MSR_INDEX_LIST failed.
-    #[error("KVM_GET_MSR_INDEX_LIST: {0}")]
-    MsrList(#[source] errno::Error),
     /// The state of the VM could not be read.
     #[error(transparent)]
     Platform(#[from] PlatformError),

@@ -1,59 +1,59 @@
-//! Whether a snapshot can go on here, or every reason why not.
+//! Whether a guest can go on on a host, or every reason why not.
+//!
+//! What there is to say of AMX and of the extended state, `cpuid-amx` says ([`compat::check`], with
+//! `xsave-state`'s layouts behind it). The other reasons are about what a destination offers
+//! ([`Offer`](crate::migration::Offer)).
 
 use std::fmt;
 
+use cpuid_amx::compat::{self, Guest};
+use cpuid_amx::{CpuidTable, FeatureSet};
 use thiserror::Error;
-use xsave_state::{Layout, Misfit, XFeatures};
 
 use crate::host::Host;
 use crate::snapshot::{Snapshot, VcpuState};
 
 impl Snapshot {
-    /// Compares the extended state of every vCPU with what KVM supports here.
+    /// Compares the extended state of every vCPU, and the features that the guest sees of it, with
+    /// this host.
     ///
     /// # Errors
     ///
     /// All reasons why it cannot go on here.
     pub fn fit(&self, host: &Host) -> Result<(), Unfit> {
-        fit_layout(&self.vcpus, host.layout())
+        Unfit::unless_empty(extended(&self.vcpus, host.description()).collect())
     }
 }
 
-/// The same for vCPUs and any layout.
-pub(crate) fn fit_layout(vcpus: &[VcpuState], target: &Layout) -> Result<(), Unfit> {
-    let mut reasons = Vec::new();
-    for (vcpu, state) in (0..).zip(vcpus) {
-        let extended = &state.extended;
-        let registers = extended.registers();
-        let xcr0 = registers.xcr0 - target.user();
-        if !xcr0.is_empty() {
-            reasons.push(Reason::Xcr0 {
-                vcpu,
-                missing: xcr0,
-            });
-        }
-        let xfd = (registers.xfd | registers.xfd_err) - target.xfd();
-        if !xfd.is_empty() {
-            reasons.push(Reason::Xfd { vcpu, missing: xfd });
-        }
-        let in_use = extended.image().xstate_bv();
-        let misfits = extended.layout().misfits(target, in_use);
-        reasons.extend(misfits.map(|misfit| Reason::Component { vcpu, misfit }));
-    }
-    if reasons.is_empty() {
-        Ok(())
-    } else {
-        Err(Unfit { reasons })
-    }
+/// What cpuid-amx and xsave-state have to say.
+pub(crate) fn extended(
+    vcpus: &[VcpuState],
+    host: &cpuid_amx::Host,
+) -> impl Iterator<Item = Reason> {
+    // All vCPUs of a guest have the same features. What contradicts itself, no guest can use.
+    let cpuid = vcpus.first().map(|vcpu| &vcpu.cpuid);
+    let sees = cpuid.map(|cpuid| FeatureSet::from_cpuid(|l, s| cpuid.leaf(l, s)).closed());
+    let sees = sees.unwrap_or_default();
+    let states: Vec<_> = vcpus.iter().map(|vcpu| vcpu.extended.clone()).collect();
+    let compatibility = compat::check(Guest::new(&sees).running(&states), host);
+    compatibility.reasons.into_iter().map(Reason::Extended)
 }
 
-/// A snapshot cannot go on here.
+/// A guest cannot go on there.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub struct Unfit {
     reasons: Vec<Reason>,
 }
 
 impl Unfit {
+    pub(crate) fn unless_empty(reasons: Vec<Reason>) -> Result<(), Self> {
+        if reasons.is_empty() {
+            Ok(())
+        } else {
+            Err(Self { reasons })
+        }
+    }
+
     /// Every one of them.
     #[must_use]
     pub fn reasons(&self) -> &[Reason] {
@@ -63,7 +63,7 @@ impl Unfit {
 
 impl fmt::Display for Unfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the snapshot cannot go on here")?;
+        f.write_str("the guest cannot go on there")?;
         let mut separator = ": ";
         for reason in &self.reasons {
             write!(f, "{separator}{reason}")?;
@@ -73,121 +73,147 @@ impl fmt::Display for Unfit {
     }
 }
 
-/// One reason why a snapshot cannot go on here.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// One reason why a guest cannot go on on a host.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Reason {
-    /// The guest has enabled components that KVM does not support here.
-    Xcr0 {
-        /// The vCPU.
-        vcpu: u8,
-        /// What is not supported.
-        missing: XFeatures,
+    /// Its AMX features or its extended state.
+    #[error(transparent)]
+    Extended(#[from] compat::Reason),
+    /// It sees other features that the host lacks.
+    #[error(
+        "the guest sees CPUID.(EAX={leaf:X}H,ECX={subleaf}):{register}{}, which the host lacks",
+        Bits(*bits)
+    )]
+    Cpuid {
+        /// The leaf.
+        leaf: u32,
+        /// The sub-leaf.
+        subleaf: u32,
+        /// EAX, EBX, ECX or EDX.
+        register: &'static str,
+        /// Those that are missing.
+        bits: u32,
     },
-    /// The guest's IA32_XFD or IA32_XFD_ERR has components that cannot be disabled here.
-    Xfd {
+    /// An MSR has a value, and KVM there does not know it.
+    #[error("vCPU {vcpu}: MSR {index:#x} is {value:#x}, and KVM there does not have it")]
+    Msr {
         /// The vCPU.
-        vcpu: u8,
-        /// What cannot be disabled.
-        missing: XFeatures,
+        vcpu: u32,
+        /// The MSR.
+        index: u32,
+        /// Its value.
+        value: u64,
     },
-    /// A component that is in use is missing here, or lies elsewhere.
-    Component {
-        /// The vCPU.
-        vcpu: u8,
-        /// How.
-        misfit: Misfit,
+    /// The guest's time would go faster or slower from then on.
+    #[error(
+        "the guest's TSC has {guest_khz} kHz, and the host's {host_khz}; this VMM does not scale it"
+    )]
+    Tsc {
+        /// The guest's.
+        guest_khz: u32,
+        /// The host's.
+        host_khz: u32,
+    },
+    /// More vCPUs than a guest has there.
+    #[error("the guest has {vcpus} vCPUs; there it has at most {limit}")]
+    Vcpus {
+        /// The guest's.
+        vcpus: u32,
+        /// The host's.
+        limit: u32,
+    },
+    /// More memory than a guest has there.
+    #[error("the guest has {memory_bytes} bytes of memory; there it has at most {limit_bytes}")]
+    Memory {
+        /// The guest's.
+        memory_bytes: u64,
+        /// The host's.
+        limit_bytes: u64,
     },
 }
 
-impl fmt::Display for Reason {
+/// Bits of a register, as the manuals write them.
+struct Bits(u32);
+
+impl fmt::Display for Bits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Xcr0 { vcpu, missing } => {
-                write!(
-                    f,
-                    "vCPU {vcpu} has enabled {missing}, which this host lacks"
-                )
-            }
-            Self::Xfd { vcpu, missing } => {
-                write!(
-                    f,
-                    "vCPU {vcpu} has {missing} in IA32_XFD, which this host lacks"
-                )
-            }
-            Self::Component { vcpu, misfit } => write!(f, "vCPU {vcpu}: {misfit}"),
+        let mut separator = "[";
+        for bit in (0..32).filter(|bit| self.0 >> bit & 1 != 0) {
+            write!(f, "{separator}{bit}")?;
+            separator = ", ";
         }
+        f.write_str("]")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use xsave_state::{ComponentId, ExtendedState, Registers};
+    use cpuid_amx::compat::Reason as Compat;
+    use cpuid_amx::{AmxFeatures, Feature, Policy, Table};
+    use xsave_state::relayout::Loss;
+    use xsave_state::{ComponentId, ExtendedState, Misfit, Registers, XFeatures};
 
     use super::*;
     use crate::snapshot::tests::{cpuid, snapshot};
 
-    /// The layout of the snapshot's own CPUID with other values of 0DH.
-    fn target(changes: &[(u32, [u32; 4])]) -> Layout {
-        let mut entries: Vec<kvm_bindings::kvm_cpuid_entry2> =
-            cpuid().into_iter().map(Into::into).collect();
-        for (subleaf, [eax, ebx, ecx, edx]) in changes {
-            let entry = entries
-                .iter_mut()
-                .find(|entry| entry.function == 0xd && entry.index == *subleaf)
-                .unwrap();
-            (entry.eax, entry.ebx, entry.ecx, entry.edx) = (*eax, *ebx, *ecx, *edx);
+    /// The snapshot's own processor with other values of some sub-leaves.
+    fn host(changes: &[(u32, u32, [u32; 4])]) -> cpuid_amx::Host {
+        let mut table: Table = cpuid().entries().collect();
+        for (leaf, subleaf, value) in changes {
+            table.set_leaf(*leaf, *subleaf, *value).unwrap();
         }
-        crate::host::layout(&entries).unwrap()
+        cpuid_amx::Host::from_cpuid("there", table)
+    }
+
+    fn reasons(snapshot: &Snapshot, host: &cpuid_amx::Host) -> Vec<Compat> {
+        extended(&snapshot.vcpus, host)
+            .map(|reason| match reason {
+                Reason::Extended(reason) => {
+                    println!("{reason}");
+                    reason
+                }
+                other => panic!("{other}"),
+            })
+            .collect()
     }
 
     #[test]
     fn it_fits_where_it_comes_from() {
-        assert_eq!(fit_layout(&snapshot().vcpus, &target(&[])), Ok(()));
+        assert_eq!(reasons(&snapshot(), &host(&[])), []);
     }
 
     #[test]
     fn a_host_without_amx_is_told_everything_that_it_lacks() {
-        let error =
-            fit_layout(&snapshot().vcpus, &target(&[(0, [0x2e7, 2696, 2696, 0])])).unwrap_err();
-        let expected: Vec<Reason> = (0..2)
-            .flat_map(|vcpu| {
-                let missing = |component| Reason::Component {
-                    vcpu,
-                    misfit: Misfit::Missing { component },
-                };
-                [
-                    Reason::Xcr0 {
-                        vcpu,
-                        missing: XFeatures::AMX,
-                    },
-                    missing(ComponentId::XTILECFG),
-                    missing(ComponentId::XTILEDATA),
-                ]
-            })
-            .collect();
-        assert_eq!(error.reasons(), expected);
-        println!("{error}");
+        let mut table = host(&[]).guest_cpuid().unwrap().clone();
+        Policy::hide_amx().apply(&mut table).unwrap();
+        let there = cpuid_amx::Host::from_cpuid("there", table);
+        let reasons = reasons(&snapshot(), &there);
+        for amx in [AmxFeatures::TILE, AmxFeatures::INT8, AmxFeatures::BF16] {
+            let feature = Feature::Amx(amx);
+            let active = true;
+            assert!(reasons.contains(&Compat::Feature { feature, active }));
+        }
+        for vcpu in 0..2 {
+            for component in [ComponentId::XTILECFG, ComponentId::XTILEDATA] {
+                let loss = Loss::Missing { component };
+                assert!(reasons.contains(&Compat::Loss { vcpu, loss }));
+            }
+        }
     }
 
     #[test]
     fn a_component_that_lies_elsewhere_is_named() {
-        let moved = target(&[(9, [8, 2696, 0, 0])]);
-        let error = fit_layout(&snapshot().vcpus, &moved).unwrap_err();
-        assert!(matches!(
-            error.reasons(),
-            [
-                Reason::Component {
-                    vcpu: 0,
-                    misfit: Misfit::Offset {
-                        component: ComponentId::PKRU,
-                        source_offset: 2688,
-                        target_offset: 2696,
-                    },
-                },
-                Reason::Component { vcpu: 1, .. },
-            ]
-        ));
+        let moved = host(&[(0xd, 9, [8, 2696, 0, 0])]);
+        let misfit = Misfit::Offset {
+            component: ComponentId::PKRU,
+            source_offset: 2688,
+            target_offset: 2696,
+        };
+        let reasons = reasons(&snapshot(), &moved);
+        assert!(matches!(reasons[0], Compat::Elsewhere { active: true, .. }));
+        let of = |vcpu| Compat::Misfit { vcpu, misfit };
+        assert_eq!(reasons[1..], [of(0), of(1)]);
     }
 
     #[test]
@@ -200,12 +226,27 @@ mod tests {
             };
             ExtendedState::new(image, registers).unwrap()
         });
-        assert_eq!(fit_layout(&armed.vcpus, &target(&[])), Ok(()));
+        assert_eq!(reasons(&armed, &host(&[])), []);
         // XSAVE features without XFD
-        let error = fit_layout(&armed.vcpus, &target(&[(1, [0xf, 0x2a00, 0, 0])])).unwrap_err();
-        assert!(matches!(
-            error.reasons(),
-            [Reason::Xfd { vcpu: 0, .. }, Reason::Xfd { vcpu: 1, .. }]
-        ));
+        let reasons = reasons(&armed, &host(&[(0xd, 1, [0xf, 0x2a00, 0, 0])]));
+        for vcpu in 0..2 {
+            let xfd = XFeatures::XTILEDATA;
+            let loss = Loss::Xfd { xfd, lost: xfd };
+            assert!(reasons.contains(&Compat::Loss { vcpu, loss }));
+        }
+    }
+
+    #[test]
+    fn bits_are_written_as_in_the_manuals() {
+        let reason = Reason::Cpuid {
+            leaf: 7,
+            subleaf: 0,
+            register: "EBX",
+            bits: 1 << 16 | 1 << 31,
+        };
+        assert_eq!(
+            reason.to_string(),
+            "the guest sees CPUID.(EAX=7H,ECX=0):EBX[16, 31], which the host lacks"
+        );
     }
 }

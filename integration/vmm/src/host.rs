@@ -28,11 +28,12 @@ pub struct Host {
     kvm: Kvm,
     cpuid: CpuId,
     guest_cpuid: CpuId,
-    rewrites_cpuid: bool,
     permission: Result<GuestPermission, PermissionError>,
+    description: cpuid_amx::Host,
     layout: Layout,
-    guest_supported: Option<XFeatures>,
     xsave_size: usize,
+    msr_indices: Vec<u32>,
+    tsc_khz: Option<u32>,
 }
 
 /// A capability of KVM that this project uses.
@@ -71,31 +72,33 @@ impl Host {
                 version,
             });
         }
-        let guest_supported = cpuid_amx::kvm::xcomp_guest_supp(&kvm);
         // Before the first vCPU, which locks it, and before KVM_GET_SUPPORTED_CPUID, which KVM
         // filters by it.
         let permission = GuestPermission::request();
-        let cpuid = kvm
+        let mut cpuid = kvm
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(HostError::Cpuid)?;
+        hide_shadow_stacks(&mut cpuid);
         let vm = kvm.create_vm().map_err(HostError::Create)?;
         let vcpu = vm.create_vcpu(0).map_err(HostError::Create)?;
-        let set = cpuid_amx::kvm::set_cpuid(&vcpu, &cpuid, permission.as_ref().ok())?;
-        let rewrites_cpuid = set.unexpected().next().is_some();
+        // What KVM makes of it is in the description.
+        let _ = cpuid_amx::kvm::set_cpuid(&vcpu, &cpuid, permission.as_ref().ok())?;
         let guest_cpuid = vcpu
             .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
             .map_err(HostError::Create)?;
         let layout = layout(guest_cpuid.as_slice())?;
         let xsave_size = XsaveSize::query(&vm, &vcpu)?.bytes();
+        let msr_indices = kvm.get_msr_index_list().map_err(HostError::MsrList)?;
         Ok(Self {
             kvm,
             cpuid,
             guest_cpuid,
-            rewrites_cpuid,
             permission,
+            description: cpuid_amx::host::probe_at(path),
             layout,
-            guest_supported,
             xsave_size,
+            msr_indices: msr_indices.as_slice().to_vec(),
+            tsc_khz: vcpu.get_tsc_khz().ok(),
         })
     }
 
@@ -105,7 +108,7 @@ impl Host {
         &self.kvm
     }
 
-    /// The CPUID that new guests get: what KVM supports.
+    /// The CPUID that new guests get: what KVM supports, without shadow stacks.
     #[must_use]
     pub fn cpuid(&self) -> &CpuId {
         &self.cpuid
@@ -117,11 +120,18 @@ impl Host {
         &self.guest_cpuid
     }
 
+    /// What cpuid-amx says of this host: what a guest is compared with.
+    #[must_use]
+    pub fn description(&self) -> &cpuid_amx::Host {
+        &self.description
+    }
+
     /// Whether KVM gives a vCPU other features than it was given. Some kinds of KVM take them from
     /// the processor.
     #[must_use]
     pub fn rewrites_cpuid(&self) -> bool {
-        self.rewrites_cpuid
+        let kvm = self.description.kvm.as_ref();
+        kvm.is_ok_and(|facts| facts.rewritten.is_some())
     }
 
     /// The permission to give AMX to guests, or why there is none.
@@ -143,7 +153,25 @@ impl Host {
     /// 5.17.
     #[must_use]
     pub fn guest_supported(&self) -> Option<XFeatures> {
-        self.guest_supported
+        self.description.kvm.as_ref().ok()?.guest_components
+    }
+
+    /// The MSRs that a vCPU has: KVM_GET_MSR_INDEX_LIST.
+    #[must_use]
+    pub fn msr_indices(&self) -> &[u32] {
+        &self.msr_indices
+    }
+
+    /// How many vCPUs a VM can have: KVM_CAP_MAX_VCPUS.
+    #[must_use]
+    pub fn max_vcpus(&self) -> u32 {
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX)
+    }
+
+    /// The frequency of a vCPU's TSC in kHz; `None` where KVM does not know it.
+    #[must_use]
+    pub fn tsc_khz(&self) -> Option<u32> {
+        self.tsc_khz
     }
 
     /// KVM_CAP_XSAVE2 in bytes, with the permission as it is.
@@ -181,6 +209,20 @@ impl Host {
                 find(self.guest_cpuid.as_slice(), leaf, subleaf)
             })
         })
+    }
+}
+
+/// CPUID.(EAX=7,ECX=0):ECX\[7\].
+const SHADOW_STACKS: u32 = 1 << 7;
+
+/// The shadow stack pointer of a running guest is no MSR: only KVM_GET_ONE_REG has it
+/// (KVM_REG_GUEST_SSP, Linux 6.18), for which kvm-ioctls has no call on x86. A guest without the feature
+/// has nothing that could be lost.
+fn hide_shadow_stacks(cpuid: &mut CpuId) {
+    for entry in cpuid.as_mut_slice() {
+        if (entry.function, entry.index) == (7, 0) {
+            entry.ecx &= !SHADOW_STACKS;
+        }
     }
 }
 
@@ -251,6 +293,9 @@ pub enum HostError {
     /// KVM_GET_SUPPORTED_CPUID failed.
     #[error("KVM_GET_SUPPORTED_CPUID: {0}")]
     Cpuid(#[source] errno::Error),
+    /// KVM_GET_MSR_INDEX_LIST failed.
+    #[error("KVM_GET_MSR_INDEX_LIST: {0}")]
+    MsrList(#[source] errno::Error),
     /// KVM's CPUID describes an area that cannot exist.
     #[error("KVM's supported CPUID: {0}")]
     Layout(#[from] LayoutError),
@@ -273,5 +318,27 @@ impl HostError {
             Errno::EACCES | Errno::EPERM => Self::Permission { path },
             _ => Self::Open { path, error },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kvm_bindings::kvm_cpuid_entry2;
+
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_saved_is_not_given_to_guests() {
+        let entry = |function, index| kvm_cpuid_entry2 {
+            function,
+            index,
+            ecx: u32::MAX,
+            ..Default::default()
+        };
+        let entries = [entry(1, 0), entry(7, 0), entry(7, 1)];
+        let mut cpuid = CpuId::from_entries(&entries).unwrap();
+        hide_shadow_stacks(&mut cpuid);
+        let ecx: Vec<u32> = cpuid.as_slice().iter().map(|entry| entry.ecx).collect();
+        assert_eq!(ecx, [u32::MAX, !SHADOW_STACKS, u32::MAX]);
     }
 }

@@ -17,6 +17,7 @@
 //! | [`migration`] | moves a running guest to another process over a stream |
 //! | [`platform`] | interrupt controllers, timer and clock of a VM |
 //! | [`restore`] | puts it into a new VM |
+//! | [`relayout`] | a snapshot for a host with other components of the extended state |
 //! | [`registers`] | the registers that KVM has a structure for, as plain data |
 //! | [`snapshot`] | a VM's state as checked data, and its bytes |
 //! | [`first_use`] | the moment at which a guest first uses AMX |
@@ -45,6 +46,7 @@ pub mod memory;
 pub mod migration;
 pub mod platform;
 pub mod registers;
+pub mod relayout;
 pub mod restore;
 pub mod run;
 pub mod snapshot;
@@ -56,6 +58,7 @@ pub use first_use::{FirstUse, FirstUseError};
 pub use fit::{Reason, Unfit};
 pub use host::{Host, HostError};
 pub use linux::{Linux, LinuxError};
+pub use relayout::CannotRelayout;
 pub use restore::RestoreError;
 pub use run::{Ended, RunError};
 pub use snapshot::{Snapshot, SnapshotError};

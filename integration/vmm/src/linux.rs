@@ -3,15 +3,19 @@
 //! | module | its one job |
 //! |---|---|
 //! | [`acpi`] | the tables that tell the kernel of its processors, serial port and switch |
+//! | `common` | what a guest sees that may go on on other hosts |
 //! | [`cpu`] | the CPUID of each vCPU, and the registers of the first |
 //! | [`devices`] | serial port, switch, and the port of the guest's init |
+//! | [`guest`] | a guest with its devices: where it comes from, and what it has to say |
 //! | [`initramfs`] | the guest's initial file system |
 //! | [`log`] | what the guest's init has reported |
 //! | [`params`] | boot_params: memory map, command line, initial file system |
 
 pub mod acpi;
+mod common;
 pub mod cpu;
 pub mod devices;
+pub mod guest;
 pub mod initramfs;
 pub mod log;
 pub mod params;
@@ -20,8 +24,8 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cpuid_amx::Policy;
 use cpuid_amx::policy::PolicyError;
+use cpuid_amx::{Policy, TableFull};
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::Elf;
@@ -31,6 +35,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryError};
 
 use crate::host::Host;
 use crate::vm::{self, Vm, VmError};
+pub use guest::{Guest, GuestError};
 use params::{Place, Places};
 
 /// Where the command line lies.
@@ -69,6 +74,8 @@ pub struct Linux {
     pub memory_bytes: u64,
     /// What it sees of AMX, of what KVM supports.
     pub policy: Policy,
+    /// Hosts that it may be moved to: it sees what all of them have.
+    pub others: Vec<cpuid_amx::Host>,
 }
 
 impl Linux {
@@ -87,6 +94,7 @@ impl Linux {
             vcpus: 1,
             memory_bytes: Self::MEMORY_BYTES,
             policy: Policy::expose_all(),
+            others: Vec::new(),
         }
     }
 }
@@ -110,6 +118,9 @@ impl Vm {
         acpi::write(&vm.memory, linux.vcpus)?;
         let mut supported = host.cpuid().clone();
         linux.policy.apply(&mut supported)?;
+        if !linux.others.is_empty() {
+            common::restrict(&mut supported, &linux.others)?;
+        }
         for index in 0..linux.vcpus {
             let cpuid = cpu::cpuid(host, supported.as_slice(), index, linux.vcpus)
                 .ok_or(LinuxError::CpuidFull)?;
@@ -239,6 +250,9 @@ pub enum LinuxError {
     /// The host's CPUID table is full.
     #[error("KVM's CPUID table has no room for the guest's processors")]
     CpuidFull,
+    /// The same.
+    #[error(transparent)]
+    TableFull(#[from] TableFull),
     /// An address outside of guest memory.
     #[error("guest memory: {0}")]
     Memory(#[from] GuestMemoryError),

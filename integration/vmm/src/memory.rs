@@ -54,8 +54,12 @@ impl Pages {
         let mut page = [0; PAGE_BYTES];
         let mut numbers = Vec::new();
         for (number, address) in (0..).zip((0..memory_bytes).step_by(PAGE_BYTES)) {
-            memory.read_slice(&mut page, GuestAddress(address))?;
-            if page != [0; PAGE_BYTES] {
+            // The beginning of most of them says it already.
+            let first: u64 = memory.read_obj(GuestAddress(address))?;
+            if first == 0 {
+                memory.read_slice(&mut page, GuestAddress(address))?;
+            }
+            if first != 0 || page != [0; PAGE_BYTES] {
                 numbers.push(number);
             }
         }

@@ -3,6 +3,7 @@
 //! | module | its one job |
 //! |---|---|
 //! | [`frame`] | messages as bytes, and bytes of unknown origin as messages |
+//! | [`offer`] | what a destination says of itself, and whether a guest fits that |
 //! | [`source`] | rounds of changed pages, then the rest with the guest stopped, then the hand-over |
 //! | [`destination`] | takes all of it into a new VM, and takes over |
 //!
@@ -10,7 +11,9 @@
 
 pub mod destination;
 pub mod frame;
+pub mod offer;
 pub mod source;
 
-pub use destination::{ReceiveError, Received, receive};
-pub use source::{Options, Report, Round, SendError, send};
+pub use destination::{ReceiveError, Received, receive, receive_with};
+pub use offer::Offer;
+pub use source::{MAX_THROTTLE_PERCENT, Options, Progress, Report, Round, SendError, send};

@@ -48,6 +48,22 @@ mirror! {
         function: u32, index: u32, flags: u32, eax: u32, ebx: u32, ecx: u32, edx: u32
     }
 }
+
+/// A vector of them is a table for cpuid-amx.
+impl cpuid_amx::CpuidEntry for CpuidEntry {
+    fn to_entry(&self) -> cpuid_amx::Entry {
+        kvm::kvm_cpuid_entry2::from(*self).to_entry()
+    }
+
+    fn from_entry(entry: cpuid_amx::Entry) -> Self {
+        kvm::kvm_cpuid_entry2::from_entry(entry).into()
+    }
+
+    fn set_value(&mut self, [eax, ebx, ecx, edx]: [u32; 4]) {
+        (self.eax, self.ebx, self.ecx, self.edx) = (eax, ebx, ecx, edx);
+    }
+}
+
 mirror! {
     /// struct kvm_regs.
     General = kvm::kvm_regs {

@@ -93,16 +93,12 @@ fn restore_vcpu(fd: &VcpuFd, state: &VcpuState, buffer: &mut XsaveBuffer) -> Res
         .map_err(failed("KVM_SET_MP_STATE"))
 }
 
-/// Writes those of `msrs` that a new vCPU does not have already: some can be read and not written.
+/// Writes those of `msrs` that have to be written.
 fn write_msrs(fd: &VcpuFd, msrs: &[Msr]) -> Result<(), VcpuCause> {
     let failed = |ioctl| move |error| VcpuCause::Ioctl { ioctl, error };
     let indices: Vec<u32> = msrs.iter().map(|msr| msr.index).collect();
     let present = read_msrs(fd, &indices).map_err(failed("KVM_GET_MSRS"))?;
-    let changed: Vec<kvm_msr_entry> = msrs
-        .iter()
-        .filter(|msr| !is_extended_state(msr.index) && !present.contains(msr))
-        .map(|msr| (*msr).into())
-        .collect();
+    let changed: Vec<kvm_msr_entry> = to_write(msrs, &present).map(Into::into).collect();
     for chunk in changed.chunks(kvm_bindings::KVM_MAX_MSR_ENTRIES) {
         let Ok(list) = Msrs::from_entries(chunk) else {
             let error = errno::Error::new(nix::libc::E2BIG);
@@ -117,6 +113,20 @@ fn write_msrs(fd: &VcpuFd, msrs: &[Msr]) -> Result<(), VcpuCause> {
         }
     }
     Ok(())
+}
+
+/// Those of `msrs` that a new vCPU, which has `present`, is to get. Not
+/// - what it has already: some can be read and not written;
+/// - what is 0 and KVM here does not know. Each version of KVM lists MSRs of features that no guest has to
+///   have (Hyper-V's, say): a guest whose CPUID lacks the feature has not written them. KVM itself takes
+///   such a write for none, since Linux 6.11 (arch/x86/kvm/x86.c, kvm_do_msr_access). A value is refused.
+fn to_write<'a>(msrs: &'a [Msr], present: &'a [Msr]) -> impl Iterator<Item = Msr> + 'a {
+    let is_unknown = |index| present.iter().all(|present| present.index != index);
+    msrs.iter().copied().filter(move |msr| {
+        !is_extended_state(msr.index)
+            && !present.contains(msr)
+            && (msr.data != 0 || !is_unknown(msr.index))
+    })
 }
 
 /// A snapshot could not be put into a new VM.
@@ -180,4 +190,27 @@ pub enum VcpuCause {
     /// The extended state was refused.
     #[error(transparent)]
     Extended(#[from] kvm::RestoreError),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_msr_that_kvm_does_not_know_is_written_if_it_has_a_value() {
+        let msr = |index, data| Msr { index, data };
+        let of_the_guest = [
+            msr(1, 0),
+            msr(2, 5),
+            msr(3, 0),
+            msr(4, 7),
+            msr(5, 8),
+            msr(0x1c4, 1),
+        ];
+        let of_a_new_vcpu = [msr(1, 6), msr(2, 5), msr(4, 0)];
+        let written: Vec<Msr> = to_write(&of_the_guest, &of_a_new_vcpu).collect();
+        // 2 is there; 3 is unknown, and 0; 5 is unknown and has to be refused by KVM; the last is
+        // written with the extended state.
+        assert_eq!(written, [msr(1, 0), msr(4, 7), msr(5, 8)]);
+    }
 }

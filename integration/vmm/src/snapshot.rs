@@ -5,6 +5,7 @@
 //! zero, and those pages. What was read from bytes has been checked: every vCPU's extended state
 //! holds the invariants of [`ExtendedState`] for the CPUID that comes with it.
 
+mod at_stop;
 pub mod header;
 mod parse;
 #[cfg(test)]
@@ -18,6 +19,7 @@ use crate::memory::Pages;
 use crate::platform::Platform;
 use crate::registers::{CpuidEntry, Debug, Events, General, MpState, Msr, Special};
 
+pub use at_stop::AtStop;
 pub use header::HeaderError;
 pub use parse::{PageError, SnapshotError, VcpuCause};
 
@@ -59,6 +61,12 @@ impl Snapshot {
     #[must_use]
     pub fn memory(&self) -> &Pages {
         &self.memory
+    }
+
+    /// What was live in each vCPU.
+    #[must_use]
+    pub fn at_stop(&self) -> Vec<AtStop> {
+        self.vcpus.iter().map(AtStop::of).collect()
     }
 
     /// Interrupt controllers, timer, clock and devices, of a guest that has them.

@@ -77,6 +77,18 @@ impl Vm {
         Ok(vm)
     }
 
+    /// A VM with one vCPU that runs the payload with the kernel's cases, which tells its stage at the
+    /// doorbell.
+    ///
+    /// # Errors
+    ///
+    /// The step that failed.
+    pub fn boot_kernel_cases(host: &Host) -> Result<Self, VmError> {
+        let vm = Self::boot_with(host, code::kernel_cases(), 1, true)?;
+        vm.write_area(0, &workload::kernel_cases_area(Kind::Tiles.xcr0()))?;
+        Ok(vm)
+    }
+
     fn boot_with(host: &Host, body: &[u8], vcpus: usize, cpl0: bool) -> Result<Self, VmError> {
         let mut vm = Self::new(host, MEMORY_BYTES)?;
         for Segment { address, bytes } in machine::image(code::stub(), body) {
@@ -146,6 +158,12 @@ impl Vm {
         u8::try_from(self.vcpus.len()).unwrap_or(MAX_VCPUS)
     }
 
+    /// Bytes of guest memory.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
+    }
+
     /// Lets all vCPUs run until they halt or `limit` is over. Afterwards none has an exit left to
     /// complete.
     ///
@@ -168,6 +186,11 @@ impl Vm {
         limit: Duration,
     ) -> Result<Ended, RunError> {
         run::run(&mut self.vcpus, Some(first_use), bus, limit)
+    }
+
+    /// The frequency of the guest's TSC in kHz; `None` where KVM does not know it.
+    pub(crate) fn tsc_khz(&self) -> Option<u32> {
+        self.vcpus.first()?.get_tsc_khz().ok()
     }
 
     /// KVM notes which pages change from now on, or no longer.

@@ -56,6 +56,8 @@ fn guests_move_and_the_control_is_seen() {
     assert_eq!(report["control_detected"], true);
     let controls = report["control"].as_array().expect("an array");
     assert!(controls.len() > 4, "{controls:?}");
+    // Without its kernel there is none, and that is said.
+    assert!(report["linux"].is_null() && report["linux_lacks"].is_string());
     assert_eq!(output.stderr, b"");
 }
 
@@ -69,5 +71,33 @@ fn without_a_terminal_there_are_no_colours_and_no_progress_bar() {
     assert_eq!(output.status.code(), Some(0), "{output:?}");
     assert!(!text.contains('\x1b'), "{text}");
     assert!(text.contains("2 moves, 0 lost, control detected"), "{text}");
+    let linux: Vec<&str> = text
+        .lines()
+        .filter(|line| line.contains("Linux guest"))
+        .collect();
+    assert_eq!(
+        linux.len(),
+        1,
+        "it says in one line why there is none: {linux:?}"
+    );
     assert_eq!(output.stderr, b"");
+}
+
+/// Who asks for the Linux guest is not told that all was well without it.
+#[test]
+fn a_linux_guest_that_was_asked_for_has_to_be_there() {
+    if host().is_none() {
+        return;
+    }
+    let kernel = "/nonexistent/vmlinux";
+    let output = demo(&["--moves", "2", "--guest-kernel", kernel, "--json"]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let report: Value = serde_json::from_str(&text).expect("one JSON object");
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_eq!(
+        (&report["good"], &report["lost"]),
+        (&false.into(), &0.into())
+    );
+    let lacks = report["linux_lacks"].is_string();
+    assert!(lacks || report["linux"]["trouble"].is_string(), "{text}");
 }

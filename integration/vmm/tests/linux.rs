@@ -5,15 +5,18 @@
 mod support;
 
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use amx_guest::report::Wish;
+use amx_guest::report::{LOADS, Load, Wish};
 use amx_vmm::linux::devices::{Devices, Switched};
-use amx_vmm::migration::{Options, receive, send};
+use amx_vmm::migration::{Options, Progress, receive, send};
 use amx_vmm::{Host, Linux, LinuxError, Snapshot, Vm, file};
 use cpuid_amx::{AmxFeatures, Level, Policy};
-use support::{boot, elsewhere, end, job, let_work, linux_guest, start_elsewhere, with_live_tiles};
+use support::{
+    GUEST_KERNEL, boot, elsewhere, end, job, let_work, linux_guest, start_elsewhere,
+    with_live_tiles,
+};
 use xsave_state::{ExtendedState, XFeatures};
 
 #[test]
@@ -27,10 +30,48 @@ fn it_computes_on_tiles_and_switches_itself_off() {
     let log = end(&mut vm, &devices, Wish::PowerOff);
     assert_eq!(devices.switched(), Some(Switched::Off));
     let kernel = amx_vmm::host::kernel().expect("/proc is there");
-    let up = log.up.expect("it was booted here");
+    let up = log.up.as_ref().expect("it was booted here");
     assert_eq!(up.kernel, kernel, "the lab's own kernel");
     assert_eq!(up.processors, 1);
     assert!(devices.console().contains("reboot: Power down"));
+    // Each process has done its work: also the one that reads IA32_XFD, and finds it armed.
+    for (load, process) in LOADS.iter().zip(&log.processes) {
+        assert_eq!(process.load, Some(*load));
+        assert_eq!(process.lacks, None);
+        assert!(process.rounds > 0, "{log:#?}");
+    }
+}
+
+/// The kernel as Debian has it, which unpacks itself.
+#[test]
+fn a_bzimage_boots() {
+    let Some((host, mut linux)) = linux_guest() else {
+        return;
+    };
+    linux.kernel = Path::new(GUEST_KERNEL).join(amx_lab::VMLINUZ);
+    let mut vm = Vm::boot_linux(&host, &linux).expect("it is loaded");
+    let devices = Devices::new(&vm);
+    let_work(&mut vm, &devices, 1);
+    let log = end(&mut vm, &devices, Wish::PowerOff);
+    let up = log.up.expect("it was booted here");
+    assert_eq!(Some(up.kernel), amx_vmm::host::kernel());
+}
+
+/// What it computes with then: the vector registers and PKRU.
+#[test]
+fn without_amx_it_computes_on_vectors() {
+    let Some((host, mut linux)) = linux_guest() else {
+        return;
+    };
+    linux.policy = Policy::hide_amx();
+    let mut vm = Vm::boot_linux(&host, &linux).expect("it is loaded");
+    let devices = Devices::new(&vm);
+    let_work(&mut vm, &devices, 3);
+    let log = end(&mut vm, &devices, Wish::PowerOff);
+    for (load, process) in LOADS.iter().zip(&log.processes) {
+        assert_eq!(process.rounds > 0, *load == Load::Vectors, "{log:#?}");
+        assert_eq!(process.lacks.is_none(), *load == Load::Vectors, "{log:#?}");
+    }
 }
 
 #[test]
@@ -214,9 +255,8 @@ fn it_is_moved_over_sockets_while_it_computes() {
             let left: u32 = left.parse().expect("a number");
             let stream = UnixStream::connect(socket(left)).expect("the source listens");
             let received = receive(&host, stream, patience).expect("it comes");
-            let platform = received.platform.expect("it is a Linux guest");
-            let devices = Devices::restore(&received.vm, platform.devices());
-            (received.vm, devices.expect("they are restored"), left)
+            let devices = received.devices.expect("it is a Linux guest");
+            (received.vm, devices, left)
         }
     };
     let_work(&mut vm, &devices, 2);
@@ -233,8 +273,10 @@ fn it_is_moved_over_sockets_while_it_computes() {
         ..Options::default()
     };
     let guest = (&devices, Some(&devices));
-    let report = send(&mut vm, &host, guest, stream, &options, |round| {
-        println!("{round:?}");
+    let report = send(&mut vm, &host, guest, stream, &options, |progress| {
+        if let Progress::Round(round) = progress {
+            println!("{round:?}");
+        }
     });
     println!("{:?}", report.expect("it is moved"));
     assert!(devices.log().is_right(), "{:#?}", devices.log());

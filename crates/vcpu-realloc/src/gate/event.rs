@@ -14,13 +14,15 @@ pub enum Event {
     /// XCR0 was read from a vCPU that waits in the middle of an instruction. It is noted, and counts
     /// for the verdict on that instruction.
     ObserveXcr0(XFeatures),
-    /// Both registers were read from a vCPU that stands between two instructions, as at a capture.
-    /// What the guest can use by them and has no state for is asked for now.
+    /// The vCPU stands between two instructions, and this was read from it, as at a capture. What the
+    /// guest can use by the registers, and what it has in use, is asked for now.
     Observe {
         /// XCR0.
         xcr0: XFeatures,
         /// IA32_XFD.
         xfd: XFeatures,
+        /// Components in use: XSTATE_BV. A guest may have disabled in XCR0 what it has used.
+        in_use: XFeatures,
     },
     /// The vCPU was restored from a snapshot, with these registers. What it can use by them, and what
     /// it has state of, is asked for now.

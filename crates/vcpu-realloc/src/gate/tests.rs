@@ -141,12 +141,27 @@ fn what_a_capture_shows_is_asked_for_and_cannot_be_denied() {
     let found = Event::Observe {
         xcr0: amx(),
         xfd: NONE,
+        in_use: NONE,
     };
     assert_eq!(gate.on(found), Action::Grow(tiles()));
     assert_eq!(gate.on(Event::Deny), Action::Hold);
     assert_eq!(gate.on(Event::Retry), Action::Grow(tiles()));
     assert_eq!(gate.on(Event::Grant(TILES)), Action::PassThrough);
     assert_eq!(gate.on(found), Action::PassThrough);
+}
+
+/// KVM performs XSETBV by itself: nobody sees that a guest enables AMX, uses a tile and disables it.
+#[test]
+fn what_a_guest_has_used_and_disabled_again_is_asked_for_at_a_capture() {
+    let mut gate = Gate::new(&amx_layout());
+    let left_behind = Event::Observe {
+        xcr0: XFeatures::LEGACY,
+        xfd: NONE,
+        in_use: TILES,
+    };
+    assert_eq!(gate.on(left_behind), Action::Grow(tiles()));
+    assert_eq!(gate.on(Event::Deny), Action::Hold);
+    assert_eq!(gate.on(Event::Grant(TILES)), Action::PassThrough);
 }
 
 #[test]
@@ -192,7 +207,7 @@ fn what_a_restored_vcpu_has_in_use_stays_asked_for_after_init_and_observation() 
     let restored = gate.on(Event::Restore { xcr0, xfd, in_use });
     assert!(matches!(restored, Action::Grow(_)));
     assert_eq!(gate.on(Event::Fail), Action::Hold);
-    for event in [Event::Init, Event::Observe { xcr0, xfd }] {
+    for event in [Event::Init, Event::Observe { xcr0, xfd, in_use }] {
         assert_eq!(gate.on(event), restored, "{event:?}");
     }
     assert_eq!(gate.on(Event::Grant(TILES)), Action::PassThrough);

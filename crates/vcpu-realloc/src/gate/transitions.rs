@@ -19,7 +19,7 @@ const ROWS: [(&str, &str); 21] = [
     ("WriteXcr0", "first use"),
     ("WriteXcr0", "otherwise"),
     ("ObserveXcr0", "always"),
-    ("Observe", "first use"),
+    ("Observe", "first use, or in use and not granted"),
     ("Observe", "otherwise"),
     ("Restore", "first use, or in use and not granted"),
     ("Restore", "otherwise"),
@@ -60,7 +60,11 @@ fn row(gate: &Gate, event: Event) -> (&'static str, &'static str) {
         Event::WriteXcr0(xcr0) if usable(xcr0, gate.xfd()) => ROWS[4],
         Event::WriteXcr0(_) => ROWS[5],
         Event::ObserveXcr0(_) => ROWS[6],
-        Event::Observe { xcr0, xfd } if usable(xcr0, xfd) => ROWS[7],
+        Event::Observe { xcr0, xfd, in_use }
+            if usable(xcr0, xfd) || in_use.bits() & missing != 0 =>
+        {
+            ROWS[7]
+        }
         Event::Observe { .. } => ROWS[8],
         Event::Restore { xcr0, xfd, in_use }
             if usable(xcr0, xfd) || in_use.bits() & missing != 0 =>
@@ -123,8 +127,8 @@ fn events(layout: &Layout) -> Vec<Event> {
     for &xfd in &xfds {
         events.extend([Event::WriteXfd(xfd), Event::Grant(xfd)]);
         for &xcr0 in &legal {
-            events.push(Event::Observe { xcr0, xfd });
             for &in_use in &xfds {
+                events.push(Event::Observe { xcr0, xfd, in_use });
                 events.push(Event::Restore { xcr0, xfd, in_use });
             }
         }

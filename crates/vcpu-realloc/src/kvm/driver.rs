@@ -156,8 +156,8 @@ impl ExitHandler {
     }
 
     /// Shows the gate a state that was just captured: XSETBV never leaves KVM, so this and an exit
-    /// are the only times at which XCR0 is seen. The VMM is asked about what the guest can use and
-    /// has no state for. It cannot deny it any more.
+    /// are the only times at which XCR0 is seen. The VMM is asked about what the guest can use, or has
+    /// in use, and has no state for. It cannot deny it any more.
     ///
     /// # Errors
     ///
@@ -171,6 +171,7 @@ impl ExitHandler {
         let event = Event::Observe {
             xcr0: registers.xcr0,
             xfd: registers.xfd,
+            in_use: state.image().xstate_bv(),
         };
         self.look(event, vmm)
     }

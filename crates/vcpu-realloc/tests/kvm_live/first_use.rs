@@ -224,6 +224,33 @@ fn a_guest_that_never_arms_is_found_at_a_capture() {
     assert_eq!(machine.gate.mode(), Mode::Lifted);
 }
 
+/// It may even switch AMX off again: its tiles stay, and a capture finds them.
+#[test]
+fn tiles_left_behind_with_amx_switched_off_are_found_at_a_capture() {
+    let Some(mut machine) = Machine::with_amx(1, Options::default()) else {
+        return;
+    };
+    machine.tell(
+        0,
+        &[
+            Command::WriteXcr0(XCR0_AMX),
+            AMX[0],
+            Command::WriteXcr0(XCR0_AMX & 3),
+            Command::Bell(5),
+        ],
+    );
+    assert_eq!(machine.step(0), Stop::Bell(5));
+    let mut vmm = Grants::default();
+    let saved = machine.save(0, &mut vmm);
+    assert_eq!(saved.state.registers().xcr0.bits(), 3);
+    assert!(saved.state.image().xstate_bv().contains(TILES));
+    let [request] = vmm.0[..] else {
+        panic!("{vmm:?}");
+    };
+    assert_eq!((request.vcpu, request.growth.features()), (0, TILES));
+    assert_eq!(machine.gate.mode(), Mode::Lifted);
+}
+
 /// Live tiles, and the guest arms XFD: performed naively, the host could not load the vCPU again.
 /// (`integration/lab/tests/host_crash.rs` shows that it then dies.)
 #[test]

@@ -84,7 +84,7 @@ impl World {
                 let allowed = setup.exits_allowed(vcpu.guest.program);
                 vcpu.exits_left = if filter { allowed } else { 0 };
             }
-            VmmStep::Observe => self.vcpus[index].observe(),
+            VmmStep::Observe => self.vcpus[index].observe(setup),
         }
     }
 
@@ -262,11 +262,12 @@ impl Vcpu {
         self.settle(action);
     }
 
-    /// A capture looks at both registers.
-    fn observe(&mut self) {
+    /// A capture looks at both registers and at what is in use.
+    fn observe(&mut self, setup: &Setup) {
         let action = self.gate.on(Event::Observe {
             xcr0: xcr0(self.xcr0),
             xfd: bits(self.xfd),
+            in_use: bits(self.capture(setup).tiles != 0),
         });
         self.settle(action);
     }

@@ -35,8 +35,6 @@ pub(super) const WORD_LINES: usize = 64;
 pub(super) const WORD_BYTES: usize = 8;
 pub(super) const CHECKSUM_BYTES: usize = 4;
 pub(super) const MIN_STATE_BYTES: usize = HEADER_BYTES + CHECKSUM_BYTES;
-/// Components beyond the legacy region: 2 to 62.
-pub(super) const MAX_COMPONENTS: usize = ComponentId::COUNT as usize - 2;
 
 /// CPUID.(EAX=0DH,ECX=n):ECX, as in the table.
 const ALIGNED: u16 = 1 << 1;
@@ -44,6 +42,8 @@ const HAS_XFD: u16 = 1 << 2;
 
 // Version 1 is in files. Nothing here changes: what has to change is version 2.
 const _: () = {
+    // Components beyond the legacy region: 2 to 62.
+    const MAX_COMPONENTS: usize = ComponentId::COUNT as usize - 2;
     assert!(VERSION == 1 && VERSION_AT == 8 && FLAGS == 10 && TOTAL_BYTES == 12);
     assert!(MAGIC[0] == 0x89 && MAGIC[1] == b'X' && MAGIC[7] == b'\n');
     assert!(XCR0 == 16 && XFD == 24 && XFD_ERR == 32 && XSTATE_BV == 40 && MXCSR == 48);

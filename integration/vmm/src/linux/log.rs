@@ -204,7 +204,7 @@ mod tests {
         let before = Log::default();
         let mut log = Log::default();
         log.write(b"5 lacks /dev/cpu/0/msr\n");
-        for process in 0..5 {
+        for process in [0, 1, 2, 3, 4, 6] {
             assert!(!log.went_on(&before, 1));
             log.write(format!("{process} round 7\n").as_bytes());
         }

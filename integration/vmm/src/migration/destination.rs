@@ -7,12 +7,12 @@ use std::time::Duration;
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::frame::{FrameError, Link, Message, Offer, VERSION};
-use crate::fit::{Unfit, fit_layout};
+use super::frame::{FrameError, Incoming, Link, Message, PagesRef, VERSION};
+use super::offer::{Candidate, Offer};
+use crate::fit::Unfit;
 use crate::host::Host;
+use crate::linux::devices::{Devices, DevicesError};
 use crate::memory::{MemoryError, PAGE_BYTES, Pages};
-use crate::platform::Platform;
-use crate::registers::CpuidEntry;
 use crate::restore::RestoreError;
 use crate::snapshot::{PageError, Snapshot, SnapshotError};
 use crate::vm::{Vm, VmError};
@@ -56,9 +56,8 @@ impl<S: Stream> Link<S> {
 pub struct Received {
     /// It has not run here yet, and runs nowhere else.
     pub vm: Vm,
-    /// What it has beside its vCPUs; [`Devices::restore`](crate::linux::devices::Devices::restore)
-    /// takes the devices' part.
-    pub platform: Option<Platform>,
+    /// Those of a Linux guest, in the state that they had at the source.
+    pub devices: Option<Devices>,
     /// Pages that came, again and again.
     pub pages: usize,
 }
@@ -73,11 +72,27 @@ pub fn receive<S: Stream>(
     stream: S,
     patience: Duration,
 ) -> Result<Received, ReceiveError> {
+    receive_with(host, &Offer::of(host), stream, patience, |_| {})
+}
+
+/// As [`receive`], for guests that do with what is on `offer`, which can be less than `host` has. Tells
+/// `progress` how many pages have come so far, after each message of them.
+///
+/// # Errors
+///
+/// As [`receive`].
+pub fn receive_with<S: Stream>(
+    host: &Host,
+    offer: &Offer,
+    stream: S,
+    patience: Duration,
+    mut progress: impl FnMut(usize),
+) -> Result<Received, ReceiveError> {
     stream
         .set_patience(Some(patience))
         .map_err(FrameError::from)?;
     let mut link = Link::new(stream);
-    let received = match arrive(host, &mut link) {
+    let received = match arrive(host, offer, &mut link, &mut progress) {
         Ok(received) => received,
         Err(error) => {
             // The source wants to know, if it is still there.
@@ -102,7 +117,12 @@ pub fn receive<S: Stream>(
     }
 }
 
-fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, ReceiveError> {
+fn arrive<S: Stream>(
+    host: &Host,
+    offer: &Offer,
+    link: &mut Link<S>,
+    progress: &mut impl FnMut(usize),
+) -> Result<Received, ReceiveError> {
     let hello = match link.receive()? {
         Message::Hello(hello) => hello,
         other => return Err(ReceiveError::unexpected(other)),
@@ -113,47 +133,61 @@ fn arrive<S: Stream>(host: &Host, link: &mut Link<S>) -> Result<Received, Receiv
             known: VERSION,
         });
     }
+    let description = Message::Offer(Box::new(offer.clone()));
+    if hello.memory_bytes > offer.memory_bytes {
+        // Nothing is allocated, and the source learns of everything else that speaks against it.
+        link.send(&description)?;
+        return Err(match link.receive()? {
+            Message::Refuse(reason) => ReceiveError::Refused { reason },
+            _ => ReceiveError::Memory(MemoryError::TooLarge {
+                bytes: hello.memory_bytes,
+                limit_bytes: offer.memory_bytes,
+            }),
+        });
+    }
     let mut vm = if hello.has_platform {
         Vm::with_platform(host, hello.memory_bytes)?
     } else {
         Vm::new(host, hello.memory_bytes)?
     };
-    link.send(&Message::Offer(Offer {
-        version: VERSION,
-        cpuid: (host.guest_cpuid().as_slice().iter().copied())
-            .map(CpuidEntry::from)
-            .collect(),
-    }))?;
+    link.send(&description)?;
     let mut pages: usize = 0;
     loop {
-        match link.receive()? {
-            Message::Pages { numbers, content } => {
-                write_pages(&vm, &numbers, &content)?;
-                pages = pages.saturating_add(numbers.len());
+        match link.incoming()? {
+            Incoming::Pages(came) => {
+                write_pages(&vm, came)?;
+                pages = pages.saturating_add(came.iter().len());
+                progress(pages);
             }
-            Message::State(bytes) => {
+            Incoming::Other(Message::State(bytes)) => {
                 let snapshot = Snapshot::from_parts(&bytes, Pages::default())?;
                 if snapshot.platform.is_some() != hello.has_platform {
                     return Err(ReceiveError::Platform {
                         promised: hello.has_platform,
                     });
                 }
-                fit_layout(&snapshot.vcpus, host.layout())?;
+                // Who sends it may not have looked.
+                offer.check(&Candidate {
+                    vcpus: &snapshot.vcpus,
+                    memory_bytes: vm.memory_bytes,
+                    tsc_khz: None,
+                })?;
                 vm.restore_into(host, &snapshot)?;
-                return Ok(Received {
-                    vm,
-                    platform: snapshot.platform,
-                    pages,
-                });
+                // Behind Ready nothing may fail any more.
+                let devices = snapshot
+                    .platform
+                    .map(|platform| Devices::restore(&vm, platform.devices()))
+                    .transpose()?;
+                return Ok(Received { vm, devices, pages });
             }
-            other => return Err(ReceiveError::unexpected(other)),
+            Incoming::Other(other) => return Err(ReceiveError::unexpected(other)),
         }
     }
 }
 
-fn write_pages(vm: &Vm, numbers: &[u32], content: &[u8]) -> Result<(), ReceiveError> {
+fn write_pages(vm: &Vm, pages: PagesRef<'_>) -> Result<(), ReceiveError> {
     let limit = vm.memory_bytes.div_euclid(PAGE_BYTES as u64);
-    for (&page, content) in numbers.iter().zip(content.chunks_exact(PAGE_BYTES)) {
+    for (page, content) in pages.iter() {
         if u64::from(page) >= limit {
             return Err(PageError::OutOfRange { page, limit }.into());
         }
@@ -217,6 +251,9 @@ pub enum ReceiveError {
     /// KVM has refused the state.
     #[error(transparent)]
     Restore(#[from] RestoreError),
+    /// The devices have refused theirs.
+    #[error(transparent)]
+    Devices(#[from] DevicesError),
 }
 
 impl ReceiveError {

@@ -15,15 +15,17 @@ use std::io::{self, Read, Write};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::offer::Offer;
 use crate::memory::PAGE_BYTES;
-use crate::registers::CpuidEntry;
 use crate::snapshot::header::MAX_STATE_BYTES;
 
 /// The version of the protocol that this program speaks, and the only one.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Pages of one message.
 pub const PAGES: usize = 128;
 
+/// The kind of [`Message::Pages`].
+const PAGES_KIND: u32 = 4;
 const HEADER_BYTES: usize = 16;
 const CHECKSUM_AT: usize = 12;
 const PAGE_ENTRY_BYTES: usize = PAGE_BYTES + 4;
@@ -36,7 +38,7 @@ pub enum Message {
     /// Source: a guest wants to come.
     Hello(Hello),
     /// Destination: what guests may have there.
-    Offer(Offer),
+    Offer(Box<Offer>),
     /// Either: it will not be, and why.
     Refuse(String),
     /// Source: pages by their numbers, with their content one after the other.
@@ -67,22 +69,13 @@ pub struct Hello {
     pub has_platform: bool,
 }
 
-/// What guests may have at the destination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offer {
-    /// [`VERSION`].
-    pub version: u32,
-    /// The CPUID of a guest there.
-    pub cpuid: Vec<CpuidEntry>,
-}
-
 impl Message {
     const fn kind(&self) -> u32 {
         match self {
             Self::Hello(_) => 1,
             Self::Offer(_) => 2,
             Self::Refuse(_) => 3,
-            Self::Pages { .. } => 4,
+            Self::Pages { .. } => PAGES_KIND,
             Self::State(_) => 5,
             Self::Ready => 6,
             Self::Commit => 7,
@@ -110,9 +103,9 @@ impl Message {
     fn parse(kind: u32, content: Vec<u8>) -> Result<Self, FrameError> {
         Ok(match kind {
             1 => Self::Hello(whole(&content)?),
-            2 => Self::Offer(whole(&content)?),
+            2 => Self::Offer(Box::new(whole(&content)?)),
             3 => Self::Refuse(String::from_utf8(content).map_err(|_| FrameError::Text)?),
-            4 => pages(&content)?,
+            PAGES_KIND => PagesRef::parse(&content)?.to_message(),
             5 => Self::State(content),
             6 => Self::Ready,
             7 => Self::Commit,
@@ -134,9 +127,10 @@ fn shortened(reason: &str) -> &str {
 fn limit(kind: u32) -> Option<usize> {
     Some(match kind {
         1 => 32,
-        2 => 32 << 10,
+        // Two tables of KVM_MAX_CPUID_ENTRIES, of a hundred bytes of JSON each, and a thousand MSRs.
+        2 => 96 << 10,
         3 => REASON_BYTES,
-        4 => PAGES.saturating_mul(PAGE_ENTRY_BYTES),
+        PAGES_KIND => PAGES.saturating_mul(PAGE_ENTRY_BYTES),
         5 => usize::try_from(MAX_STATE_BYTES).unwrap_or(usize::MAX),
         6..=8 => 0,
         _ => return None,
@@ -152,21 +146,47 @@ fn whole<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, FrameError> {
     }
 }
 
-fn pages(content: &[u8]) -> Result<Message, FrameError> {
-    let count = content.len().checked_div(PAGE_ENTRY_BYTES).unwrap_or(0);
-    if content.len() != count.saturating_mul(PAGE_ENTRY_BYTES) {
-        return Err(FrameError::PartOfAPage {
-            bytes: content.len(),
-        });
+/// The content of [`Message::Pages`] where it has come: what takes the pages copies them once.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PagesRef<'a> {
+    numbers: &'a [[u8; 4]],
+    content: &'a [u8],
+}
+
+impl<'a> PagesRef<'a> {
+    fn parse(bytes: &'a [u8]) -> Result<Self, FrameError> {
+        let count = bytes.len().checked_div(PAGE_ENTRY_BYTES).unwrap_or(0);
+        if bytes.len() != count.saturating_mul(PAGE_ENTRY_BYTES) {
+            return Err(FrameError::PartOfAPage { bytes: bytes.len() });
+        }
+        let (numbers, content) = bytes
+            .split_at_checked(count.saturating_mul(4))
+            .unwrap_or_default();
+        let (numbers, _) = numbers.as_chunks();
+        Ok(Self { numbers, content })
     }
-    let (numbers, content) = content
-        .split_at_checked(count.saturating_mul(4))
-        .unwrap_or_default();
-    let (numbers, _) = numbers.as_chunks();
-    Ok(Message::Pages {
-        numbers: numbers.iter().map(|n| u32::from_le_bytes(*n)).collect(),
-        content: content.to_vec(),
-    })
+
+    /// Each page by its number.
+    pub(super) fn iter(self) -> impl ExactSizeIterator<Item = (u32, &'a [u8])> {
+        let numbers = self
+            .numbers
+            .iter()
+            .map(|number| u32::from_le_bytes(*number));
+        numbers.zip(self.content.chunks_exact(PAGE_BYTES))
+    }
+
+    fn to_message(self) -> Message {
+        Message::Pages {
+            numbers: self.iter().map(|(number, _)| number).collect(),
+            content: self.content.to_vec(),
+        }
+    }
+}
+
+/// A message, of which pages are still where they have come.
+pub(super) enum Incoming<'a> {
+    Pages(PagesRef<'a>),
+    Other(Message),
 }
 
 /// One end of a stream.
@@ -174,6 +194,8 @@ pub(super) struct Link<S> {
     stream: S,
     sent: u32,
     received: u32,
+    /// The last message of pages. It is kept, so that memory is neither zeroed nor mapped for each.
+    buffer: Vec<u8>,
 }
 
 impl<S: Read + Write> Link<S> {
@@ -182,6 +204,7 @@ impl<S: Read + Write> Link<S> {
             stream,
             sent: 0,
             received: 0,
+            buffer: Vec::new(),
         }
     }
 
@@ -197,7 +220,41 @@ impl<S: Read + Write> Link<S> {
         Ok(self.stream.flush()?)
     }
 
+    /// Sends these pages, of which `read` puts each one's content where it is given to.
+    pub(super) fn send_pages<E: From<FrameError>>(
+        &mut self,
+        numbers: &[u32],
+        mut read: impl FnMut(u32, &mut [u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let content_bytes = numbers.len().saturating_mul(PAGE_ENTRY_BYTES);
+        self.buffer
+            .resize(HEADER_BYTES.saturating_add(content_bytes), 0);
+        let (header, content) = self.buffer.split_at_mut(HEADER_BYTES);
+        let (entries, pages) = content.split_at_mut(numbers.len().saturating_mul(4));
+        let places = entries
+            .chunks_exact_mut(4)
+            .zip(pages.chunks_exact_mut(PAGE_BYTES));
+        for (&number, (entry, page)) in numbers.iter().zip(places) {
+            entry.copy_from_slice(&number.to_le_bytes());
+            read(number, page)?;
+        }
+        header.copy_from_slice(&self::header(PAGES_KIND, self.sent, content));
+        self.sent = self.sent.wrapping_add(1);
+        let sent = self.stream.write_all(&self.buffer);
+        Ok(sent
+            .and_then(|()| self.stream.flush())
+            .map_err(FrameError::from)?)
+    }
+
     pub(super) fn receive(&mut self) -> Result<Message, FrameError> {
+        Ok(match self.incoming()? {
+            Incoming::Pages(pages) => pages.to_message(),
+            Incoming::Other(message) => message,
+        })
+    }
+
+    /// As [`receive`](Self::receive), without a copy of pages.
+    pub(super) fn incoming(&mut self) -> Result<Incoming<'_>, FrameError> {
         let mut header = [0; HEADER_BYTES];
         self.stream.read_exact(&mut header)?;
         let [kind, number, bytes, stored] = fields(&header);
@@ -210,9 +267,15 @@ impl<S: Read + Write> Link<S> {
                 limit_bytes,
             });
         }
-        let mut content = vec![0; actual_bytes];
-        self.stream.read_exact(&mut content)?;
-        let computed = checksum(&header, &content);
+        let mut other = Vec::new();
+        let content = if kind == PAGES_KIND {
+            &mut self.buffer
+        } else {
+            &mut other
+        };
+        content.resize(actual_bytes, 0);
+        self.stream.read_exact(content)?;
+        let computed = checksum(&header, content);
         if stored != computed {
             return Err(FrameError::Checksum { stored, computed });
         }
@@ -223,20 +286,33 @@ impl<S: Read + Write> Link<S> {
             });
         }
         self.received = self.received.wrapping_add(1);
-        Message::parse(kind, content)
+        if kind == PAGES_KIND {
+            return Ok(Incoming::Pages(PagesRef::parse(&self.buffer)?));
+        }
+        Message::parse(kind, other).map(Incoming::Other)
     }
 }
 
 fn encode(kind: u32, number: u32, content: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER_BYTES.saturating_add(content.len()));
-    let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
-    for field in [kind, number, length] {
-        bytes.extend(field.to_le_bytes());
-    }
-    let checksum = checksum(&bytes, content);
-    bytes.extend(checksum.to_le_bytes());
+    bytes.extend(header(kind, number, content));
     bytes.extend_from_slice(content);
     bytes
+}
+
+fn header(kind: u32, number: u32, content: &[u8]) -> [u8; HEADER_BYTES] {
+    let length = u32::try_from(content.len()).unwrap_or(u32::MAX);
+    let mut header = [0; HEADER_BYTES];
+    let (places, _) = header.as_chunks_mut();
+    for (place, field) in places.iter_mut().zip([kind, number, length]) {
+        *place = field.to_le_bytes();
+    }
+    let checksum = checksum(&header, content).to_le_bytes();
+    let (places, _) = header.as_chunks_mut();
+    if let Some(place) = places.last_mut() {
+        *place = checksum;
+    }
+    header
 }
 
 fn fields(header: &[u8; HEADER_BYTES]) -> [u32; 4] {
@@ -321,6 +397,7 @@ mod tests {
     use rand::rngs::StdRng;
     use rand::{RngExt, SeedableRng};
 
+    use super::super::offer::tests::{largest_offer, small_offer};
     use super::*;
 
     fn all() -> Vec<Message> {
@@ -330,10 +407,7 @@ mod tests {
                 memory_bytes: 128 << 20,
                 has_platform: true,
             }),
-            Message::Offer(Offer {
-                version: 1,
-                cpuid: vec![CpuidEntry::default(); 3],
-            }),
+            Message::Offer(Box::new(small_offer())),
             Message::Refuse("no AMX here".into()),
             Message::Pages {
                 numbers: vec![3, 77],
@@ -410,6 +484,13 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_description_has_room() {
+        let message = Message::Offer(Box::new(largest_offer()));
+        let (messages, _) = read(&bytes(std::slice::from_ref(&message)));
+        assert_eq!(messages, [message]);
+    }
+
+    #[test]
     fn messages_in_another_order_are_refused() {
         let mut twice = bytes(&[Message::Ready]);
         twice.extend(twice.clone());
@@ -422,6 +503,30 @@ mod tests {
                 expected: 1
             }
         ));
+    }
+
+    /// What is read in place is the same message, whatever the one before has left in the buffer.
+    #[test]
+    fn pages_are_sent_as_their_message_is() {
+        let pages: Vec<u32> = vec![0, 3, 7, 70_000];
+        let content = |number: u32| [u8::try_from(number % 251).unwrap() + 1; PAGE_BYTES];
+        for lengths in [[4, 1], [1, 4], [2, 2], [0, 3]] {
+            let mut link = Link::new(VecDeque::new());
+            let mut messages = vec![];
+            for numbers in lengths.map(|length| &pages[..length]) {
+                link.send_pages(numbers, |number, page| {
+                    page.copy_from_slice(&content(number));
+                    Ok::<_, FrameError>(())
+                })
+                .unwrap();
+                messages.push(Message::Pages {
+                    numbers: numbers.to_vec(),
+                    content: numbers.iter().copied().flat_map(content).collect(),
+                });
+            }
+            let sent: Vec<u8> = link.stream.into_iter().collect();
+            assert_eq!(sent, bytes(&messages), "{lengths:?}");
+        }
     }
 
     #[test]

@@ -1,28 +1,28 @@
 //! The side that has the guest: rounds of changed pages, then the rest with the guest stopped, then the
 //! hand-over.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_bindings::kvm_cpuid_entry2;
-use serde::Serialize;
+use kvm_ioctls::VcpuFd;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::errno;
-use xsave_state::{Layout, LayoutError};
 
 use super::destination::{Stream, is_closed};
 use super::frame::{FrameError, Hello, Link, Message, PAGES, VERSION};
+use super::offer::Candidate;
 use crate::bus::Bus;
 use crate::capture::CaptureError;
-use crate::fit::{Unfit, fit_layout};
-use crate::host::{self, Host};
+use crate::fit::Unfit;
+use crate::host::Host;
 use crate::linux::devices::{self, Devices};
 use crate::memory::{MemoryError, PAGE_BYTES, Pages};
 use crate::platform::{Platform, PlatformError};
 use crate::run::{self, RunError};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{AtStop, Snapshot};
 use crate::vm::Vm;
 
 /// How long the vCPUs run before they are asked whether the round is over.
@@ -37,7 +37,13 @@ pub struct Options {
     pub max_rounds: u32,
     /// The destination must answer within this time; there is no limit once the guest is handed over.
     pub patience: Duration,
+    /// Percent of the time that the vCPUs stand still while pages are sent, up to
+    /// [`MAX_THROTTLE_PERCENT`]: for a guest that changes more than the connection carries.
+    pub throttle_percent: u8,
 }
+
+/// A guest that is moved while it runs does run.
+pub const MAX_THROTTLE_PERCENT: u8 = 99;
 
 impl Default for Options {
     fn default() -> Self {
@@ -45,12 +51,13 @@ impl Default for Options {
             downtime: Duration::from_millis(300),
             max_rounds: 16,
             patience: Duration::from_secs(30),
+            throttle_percent: 0,
         }
     }
 }
 
 /// One round of pages.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Round {
     /// Its number, from 0: all pages that are not zero.
     pub round: u32,
@@ -66,21 +73,43 @@ pub struct Round {
     pub expected_downtime: f64,
 }
 
+/// What a caller is told while the guest is moved.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Progress {
+    /// In the middle of a round, after each message of pages.
+    Pages {
+        /// The round's number.
+        round: u32,
+        /// The guest is stopped.
+        stopped: bool,
+        /// Pages sent in this round.
+        sent: usize,
+        /// Pages of this round.
+        of: usize,
+    },
+    /// A round is over.
+    Round(Round),
+}
+
 /// A guest that was moved.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// All rounds; the last one with the guest stopped.
     pub rounds: Vec<Round>,
     /// Bytes of registers, devices and controllers.
     pub state_bytes: usize,
+    /// The vCPUs, by their numbers, as they were stopped.
+    pub vcpus: Vec<AtStop>,
     /// From the stop to the destination's word that it has the guest, in seconds.
     pub downtime: f64,
     /// From the first message on, in seconds.
     pub total: f64,
 }
 
-/// Moves the guest of `vm` to whoever is at the other end of `stream`, and tells `progress` of each
-/// round. Until it is stopped the guest runs on, with `bus` (and `devices`, where it has any).
+/// Moves the guest of `vm` to whoever is at the other end of `stream`, and tells `progress` after each
+/// round and after each message of pages: of half a MiB, so that a look at the clock costs nothing beside it.
+/// Until it is stopped the guest runs on, with `bus` (and `devices`, where it has any).
 ///
 /// `Ok` means that the destination has the guest: `vm` must not run again, and is best dropped.
 ///
@@ -94,7 +123,7 @@ pub fn send<S: Stream, B: Bus>(
     guest: (&B, Option<&Devices>),
     stream: S,
     options: &Options,
-    mut progress: impl FnMut(&Round),
+    mut progress: impl FnMut(&Progress),
 ) -> Result<Report, SendError> {
     let start = Instant::now();
     stream
@@ -106,7 +135,12 @@ pub fn send<S: Stream, B: Bus>(
     let moved = rounds(&mut link, vm, host, guest, options, &mut progress);
     // The guest that stays is not to pay for it. Of one that has gone, nobody cares.
     let log_off = vm.log_dirty_pages(false).map_err(SendError::DirtyLog);
-    let (rounds, stopped_at, state_bytes) = moved?;
+    let Sent {
+        rounds,
+        stopped_at,
+        state_bytes,
+        vcpus,
+    } = moved?;
     if let Err(error) = log_off {
         return refuse(&mut link, error);
     }
@@ -114,6 +148,7 @@ pub fn send<S: Stream, B: Bus>(
     Ok(Report {
         rounds,
         state_bytes,
+        vcpus,
         downtime: stopped_at.elapsed().as_secs_f64(),
         total: start.elapsed().as_secs_f64(),
     })
@@ -142,17 +177,15 @@ fn agree<S: Stream>(
         };
         return refuse(link, error);
     }
-    let entries: Vec<kvm_cpuid_entry2> = offer.cpuid.iter().copied().map(Into::into).collect();
-    let layout = match host::layout(&entries) {
-        Ok(layout) => layout,
-        Err(error) => return refuse(link, error.into()),
-    };
-    fits(vm, host, &layout).or_else(|error| refuse(link, error))
-}
-
-/// Whether the guest, as it is now, can go on there.
-fn fits(vm: &Vm, host: &Host, target: &Layout) -> Result<(), SendError> {
-    Ok(fit_layout(&vm.capture_vcpus(host, false)?, target)?)
+    let fits = vm.capture_vcpus(host, false).map_err(SendError::from);
+    let fits = fits.and_then(|vcpus| {
+        Ok(offer.check(&Candidate {
+            vcpus: &vcpus,
+            memory_bytes: vm.memory_bytes,
+            tsc_khz: vm.tsc_khz(),
+        })?)
+    });
+    fits.or_else(|error| refuse(link, error))
 }
 
 /// Tells the other side, if it still listens.
@@ -161,7 +194,13 @@ fn refuse<S: Stream, T>(link: &mut Link<S>, error: SendError) -> Result<T, SendE
     Err(error)
 }
 
-type Sent = (Vec<Round>, Instant, usize);
+/// All but the hand-over.
+struct Sent {
+    rounds: Vec<Round>,
+    stopped_at: Instant,
+    state_bytes: usize,
+    vcpus: Vec<AtStop>,
+}
 
 /// All pages while the guest runs, again and again what has changed, then the rest.
 fn rounds<S: Stream, B: Bus>(
@@ -170,27 +209,27 @@ fn rounds<S: Stream, B: Bus>(
     host: &Host,
     guest: (&B, Option<&Devices>),
     options: &Options,
-    progress: &mut impl FnMut(&Round),
+    progress: &mut impl FnMut(&Progress),
 ) -> Result<Sent, SendError> {
     let mut rounds: Vec<Round> = Vec::new();
     let mut numbers = Pages::nonzero(&vm.memory, vm.memory_bytes)?;
     loop {
         let round = u32::try_from(rounds.len()).unwrap_or(u32::MAX);
         let start = Instant::now();
-        let stop = AtomicBool::new(false);
         let (vcpus, memory) = (&mut vm.vcpus, &vm.memory);
+        // What is never sent: that the sender is gone is the sign.
+        let (over, round_over) = mpsc::channel();
         let sent = thread::scope(|scope| {
-            let runs = scope.spawn(|| {
-                while !stop.load(Ordering::SeqCst) {
-                    run::run(vcpus, None, guest.0, SLICE)?;
-                    if guest.0.stops(0) {
-                        break;
-                    }
-                }
-                Ok(())
+            let runs = scope.spawn(|| run_until(round_over, vcpus, guest.0, options));
+            let sent = send_pages(link, memory, &numbers, |sent, of| {
+                progress(&Progress::Pages {
+                    round,
+                    stopped: false,
+                    sent,
+                    of,
+                });
             });
-            let sent = send_pages(link, memory, &numbers);
-            stop.store(true, Ordering::SeqCst);
+            drop::<mpsc::Sender<()>>(over);
             let ran = runs.join().unwrap_or(Err(RunError::ThreadDied));
             ran.map_err(SendError::Guest).and(sent)
         });
@@ -201,7 +240,7 @@ fn rounds<S: Stream, B: Bus>(
         let pages = numbers.len();
         numbers = vm.dirty_pages().map_err(SendError::DirtyLog)?;
         let this = measured(round, false, pages, numbers.len(), start.elapsed());
-        progress(&this);
+        progress(&Progress::Round(this));
         rounds.push(this);
         if this.expected_downtime <= options.downtime.as_secs_f64()
             || round.saturating_add(1) >= options.max_rounds
@@ -211,20 +250,32 @@ fn rounds<S: Stream, B: Bus>(
     }
     // Here the guest stands still.
     let stopped_at = Instant::now();
-    let state = captured(vm, host, guest.1)?;
+    let (state, vcpus) = captured(vm, host, guest.1)?;
     // After the capture, which may make KVM write to guest memory.
     numbers.extend(vm.dirty_pages().map_err(SendError::DirtyLog)?);
     numbers.sort_unstable();
     numbers.dedup();
-    send_pages(link, &vm.memory, &numbers)?;
     let round = u32::try_from(rounds.len()).unwrap_or(u32::MAX);
+    send_pages(link, &vm.memory, &numbers, |sent, of| {
+        progress(&Progress::Pages {
+            round,
+            stopped: true,
+            sent,
+            of,
+        });
+    })?;
     let last = measured(round, true, numbers.len(), 0, stopped_at.elapsed());
-    progress(&last);
+    progress(&Progress::Round(last));
     rounds.push(last);
     let state_bytes = state.len();
     link.send(&Message::State(state))?;
     match link.receive()? {
-        Message::Ready => Ok((rounds, stopped_at, state_bytes)),
+        Message::Ready => Ok(Sent {
+            rounds,
+            stopped_at,
+            state_bytes,
+            vcpus,
+        }),
         other => Err(SendError::unexpected(&other)),
     }
 }
@@ -262,29 +313,56 @@ fn measured(round: u32, stopped: bool, pages: usize, changed: usize, time: Durat
     }
 }
 
+/// Lets the vCPUs run, for their share of the time, until the round is over or the guest has ended.
+fn run_until<B: Bus>(
+    round_over: mpsc::Receiver<()>,
+    vcpus: &mut [VcpuFd],
+    bus: &B,
+    options: &Options,
+) -> Result<(), RunError> {
+    let pause = pause(options.throttle_percent);
+    while !bus.stops(0) {
+        run::run(vcpus, None, bus, SLICE)?;
+        if round_over.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// How long the vCPUs stand still after each slice.
+fn pause(throttle_percent: u8) -> Duration {
+    let still = u32::from(throttle_percent.min(MAX_THROTTLE_PERCENT));
+    let slices = f64::from(still) / f64::from(100_u32.saturating_sub(still));
+    SLICE.mul_f64(slices)
+}
+
 fn send_pages<S: Stream>(
     link: &mut Link<S>,
     memory: &vm_memory::GuestMemoryMmap,
     numbers: &[u32],
+    mut progress: impl FnMut(usize, usize),
 ) -> Result<(), SendError> {
-    for numbers in numbers.chunks(PAGES) {
-        let mut content = vec![0; numbers.len().saturating_mul(PAGE_BYTES)];
-        for (number, page) in numbers.iter().zip(content.chunks_exact_mut(PAGE_BYTES)) {
-            let address = u64::from(*number).saturating_mul(PAGE_BYTES as u64);
+    let mut sent: usize = 0;
+    for chunk in numbers.chunks(PAGES) {
+        link.send_pages(chunk, |number, page| {
+            let address = u64::from(number).saturating_mul(PAGE_BYTES as u64);
             memory
                 .read_slice(page, GuestAddress(address))
-                .map_err(MemoryError::from)?;
-        }
-        link.send(&Message::Pages {
-            numbers: numbers.to_vec(),
-            content,
+                .map_err(|error| SendError::from(MemoryError::from(error)))
         })?;
+        sent = sent.saturating_add(chunk.len());
+        progress(sent, numbers.len());
     }
     Ok(())
 }
 
 /// All but memory.
-fn captured(vm: &Vm, host: &Host, devices: Option<&Devices>) -> Result<Vec<u8>, SendError> {
+fn captured(
+    vm: &Vm,
+    host: &Host,
+    devices: Option<&Devices>,
+) -> Result<(Vec<u8>, Vec<AtStop>), SendError> {
     let platform = devices
         .map(|devices: &devices::Devices| Platform::capture(&vm.fd, devices.state()))
         .transpose()?;
@@ -293,7 +371,8 @@ fn captured(vm: &Vm, host: &Host, devices: Option<&Devices>) -> Result<Vec<u8>, 
         memory: Pages::default(),
         platform,
     };
-    Ok(snapshot.state_bytes())
+    let vcpus = snapshot.at_stop();
+    Ok((snapshot.state_bytes(), vcpus))
 }
 
 /// A guest was not moved.
@@ -311,9 +390,6 @@ pub enum SendError {
         /// Ours.
         known: u32,
     },
-    /// The destination's CPUID describes an area that cannot exist.
-    #[error("the destination's CPUID: {0}")]
-    Layout(#[from] LayoutError),
     /// The guest cannot go on there.
     #[error(transparent)]
     Unfit(#[from] Unfit),
@@ -360,5 +436,23 @@ impl SendError {
             },
             _ => Self::OutOfTurn,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_throttled_guest_has_its_share_of_the_time() {
+        for (percent, pause_ms) in [(0, 0.0), (50, 10.0), (80, 40.0), (90, 90.0), (99, 990.0)] {
+            let pause = pause(percent).as_secs_f64() * 1e3;
+            assert!((pause - pause_ms).abs() < 1e-3, "{percent} %: {pause} ms");
+        }
+        assert_eq!(
+            pause(u8::MAX),
+            pause(MAX_THROTTLE_PERCENT),
+            "it never stops"
+        );
     }
 }

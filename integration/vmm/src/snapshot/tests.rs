@@ -24,8 +24,9 @@ const FIRST: usize = 4096;
 /// The leaves of Sapphire Rapids that say where its components lie: layout.rs of xsave-state tests
 /// them against the processor.
 pub(crate) fn cpuid() -> Vec<CpuidEntry> {
-    const LEAVES: [(u32, u32, [u32; 4]); 14] = [
+    const LEAVES: [(u32, u32, [u32; 4]); 15] = [
         (0x0, 0, [0x20, 0x756e_6547, 0x6c65_746e, 0x4965_6e69]),
+        (0x1, 0, [0x806f8, 0x800, 1 << 26, 0]),
         (0x7, 0, [2, 0xf1bf_27eb, 0x1841_5f6e, 0xbfc0_4410]),
         (0xd, 0, [0x602e7, 0x2b00, 0x2b00, 0]),
         (0xd, 1, [0x1f, 0x2a00, 0, 0]),

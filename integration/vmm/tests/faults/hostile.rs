@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use amx_fuzz_targets::encoded;
+use amx_vmm::migration::frame::VERSION;
 use amx_vmm::migration::{ReceiveError, Received, SendError, receive, send};
 use amx_vmm::{Console, Host};
 
@@ -137,10 +138,10 @@ fn hello(host: &Host, messages: &[Frame; 4]) -> Row {
         1 << 40,
         u64::MAX,
     ] {
-        contents.push(postcard::to_stdvec(&(1_u32, bytes, true)).expect("plain data"));
+        contents.push(postcard::to_stdvec(&(VERSION, bytes, true)).expect("plain data"));
     }
     contents.push(postcard::to_stdvec(&(u32::MAX, 2_u64 << 20, true)).expect("plain data"));
-    contents.push(postcard::to_stdvec(&(1_u32, 2_u64 << 20, false)).expect("plain data"));
+    contents.push(postcard::to_stdvec(&(VERSION, 2_u64 << 20, false)).expect("plain data"));
     for changed in contents.into_iter().filter(|changed| changed != content) {
         let played = play(host, &with(messages, 0, changed));
         row.add(judge(played));

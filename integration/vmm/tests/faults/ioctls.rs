@@ -256,8 +256,7 @@ fn prepare(host: &Host) {
 
 fn guest_with_platform(host: &Host, messages: &[Frame; 4]) -> (Vm, Devices) {
     let received = hostile::play(host, messages).expect("it is taken");
-    let platform = received.platform.expect("it has one");
-    let devices = Devices::restore(&received.vm, platform.devices()).expect("they are restored");
+    let devices = received.devices.expect("it has them");
     (received.vm, devices)
 }
 

@@ -13,14 +13,16 @@ use std::time::Duration;
 use amx_guest::report::Wish;
 use amx_guest::{Kind, Workload};
 use amx_vmm::linux::devices::Devices;
+use amx_vmm::linux::initramfs;
 use amx_vmm::linux::log::{Log, Up};
+use amx_vmm::snapshot::AtStop;
 use amx_vmm::{Console, Ended, Host, HostError, Linux, Snapshot, Vm};
 use xsave_state::XFeatures;
 
 /// Where the lab's tests find what `amx-lab guest-kernel` has written.
 pub(crate) const GUEST_KERNEL: &str = "/boot/guest";
 /// Tells a test what to do in a process of its own.
-const JOB: &str = "AMX_VMM_JOB";
+pub(crate) const JOB: &str = "AMX_VMM_JOB";
 /// No guest of these tests runs longer.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
@@ -91,7 +93,11 @@ pub(crate) fn linux_guest() -> Option<(Host, Linux)> {
         );
         return None;
     }
-    Some((host, Linux::new(kernel)))
+    let module = std::fs::read(Path::new(GUEST_KERNEL).join(amx_lab::MSR_MODULE))
+        .expect("the kernel came with its module");
+    let mut linux = Linux::new(kernel);
+    linux.initramfs = initramfs::with_init(&[(amx_lab::MSR_MODULE, &module)]);
+    Some((host, linux))
 }
 
 /// How long a Linux guest runs between looks at what it has reported.
@@ -196,19 +202,30 @@ pub(crate) fn job() -> Option<String> {
     std::env::var(JOB).ok()
 }
 
-/// Lets a Linux guest run until it is stopped with a tile in a vCPU's registers, and gives its state.
+/// Lets a Linux guest run until it is stopped with a program's tiles in a vCPU's registers, and gives its
+/// state. Tiles that its kernel has saved already would not do: they may be lost, and nobody notices.
 pub(crate) fn with_live_tiles(vm: &mut Vm, host: &Host, devices: &Devices) -> Snapshot {
+    with_live(vm, host, devices, XFeatures::XTILEDATA)
+}
+
+/// The same with `components` in use on some vCPU.
+pub(crate) fn with_live(
+    vm: &mut Vm,
+    host: &Host,
+    devices: &Devices,
+    components: XFeatures,
+) -> Snapshot {
     for slice in 0..SLICES {
         // Not always at the same distance from the last stop.
         let time = Duration::from_micros(3000 + u64::from(slice * 1237 % 7000));
         vm.run(devices, time).expect("the guest runs");
-        let in_use = vm.in_use(host).expect("it is captured");
-        if in_use
-            .iter()
-            .any(|in_use| in_use.contains(XFeatures::XTILEDATA))
-        {
+        let vcpus = vm.at_stop(host).expect("it is captured");
+        let live = |vcpu: &AtStop| {
+            vcpu.user_mode && XFeatures::from_bits_retain(vcpu.in_use).contains(components)
+        };
+        if vcpus.iter().any(live) {
             return vm.capture_linux(host, devices).expect("it is captured");
         }
     }
-    panic!("never a tile in use: {:#?}", devices.log());
+    panic!("never {components} in use: {:#?}", devices.log());
 }

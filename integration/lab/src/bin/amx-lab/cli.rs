@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use amx_lab::{Kernel, LabOptions};
+use amx_lab::{Cpu, Kernel, LabOptions};
 use clap::{Args, Parser, Subcommand};
 
 /// Runs any static x86-64 program on a host with real KVM, Intel AMX and XFD, on a machine that has none of them.
@@ -60,6 +60,9 @@ pub(crate) struct LabArgs {
         default_value = "trixie"
     )]
     kernel: Kernel,
+    /// The host's processor: sapphire-rapids; without AMX: tiger-lake, ice-lake, skylake-x, arrow-lake
+    #[arg(long, value_name = "NAME", env = "AMX_LAB_CPU", default_value_t = Cpu::default())]
+    cpu: Cpu,
     /// The host's memory in MiB
     #[arg(long, value_name = "MIB", env = "AMX_LAB_MEMORY", default_value_t = LabOptions::default().memory_mib)]
     memory: u32,
@@ -84,6 +87,7 @@ impl LabArgs {
     pub(crate) fn options(&self) -> LabOptions {
         LabOptions {
             kernel: self.kernel,
+            cpu: self.cpu,
             memory_mib: self.memory,
             cold: self.cold,
             without_patches: self.without_patch.clone(),
@@ -202,6 +206,9 @@ pub(crate) struct PrepareArgs {
     /// Address of a Debian mirror, if not the one of this machine's apt
     #[arg(long, value_name = "URL", env = "AMX_LAB_MIRROR")]
     pub(crate) mirror: Option<String>,
+    /// Processor of the hosts that are booted in advance
+    #[arg(long, value_name = "NAME", env = "AMX_LAB_CPU", default_value_t = Cpu::default())]
+    pub(crate) cpu: Cpu,
     /// Memory in MiB of the hosts that are booted in advance
     #[arg(long, value_name = "MIB", env = "AMX_LAB_MEMORY", default_value_t = LabOptions::default().memory_mib)]
     pub(crate) memory: u32,
@@ -225,7 +232,7 @@ pub(crate) struct PrepareArgs {
 pub(crate) struct GuestKernelArgs {
     #[command(flatten)]
     pub(crate) lab: LabArgs,
-    /// Folder for vmlinux, an ELF file, and the modules
+    /// Folder for vmlinux, an ELF file, vmlinuz, a bzImage, and msr.ko
     #[arg(value_name = "FOLDER")]
     pub(crate) folder: PathBuf,
 }

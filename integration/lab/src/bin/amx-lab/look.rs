@@ -15,6 +15,7 @@ pub(crate) fn prepare(args: &PrepareArgs) -> Result<u8> {
     let options = PrepareOptions {
         kernels,
         memory_mib: args.memory,
+        cpu: args.cpu,
         mirror: args.mirror.clone(),
         update: args.update,
         verify: args.verify,

@@ -108,7 +108,13 @@ pub(crate) fn guest_kernel(args: &GuestKernelArgs) -> Result<u8> {
     let show = Show::default();
     let store = Store::open()?;
     prepare_if_allowed(&store, &args.lab, &options, &show)?;
-    amx_lab::guest_kernel(&store, options.kernel, &args.folder)?;
+    match amx_lab::guest_kernel(&store, options.kernel, &args.folder) {
+        Err(LabError::Part(_)) if !args.lab.no_prepare => {
+            prepare_now(&store, &options, &show)?;
+            amx_lab::guest_kernel(&store, options.kernel, &args.folder)?;
+        }
+        other => other?,
+    }
     Ok(0)
 }
 
@@ -172,8 +178,13 @@ pub(crate) fn prepare_if_allowed(
         Err(LabError::Part(_)) if !args.no_prepare => {}
         Err(error) => return Err(error.into()),
     }
+    prepare_now(store, options, show)
+}
+
+fn prepare_now(store: &Store, options: &LabOptions, show: &dyn Progress) -> Result<()> {
     let wanted = PrepareOptions {
         kernels: vec![options.kernel],
+        cpu: options.cpu,
         memory_mib: options.memory_mib,
         mirror: std::env::var("AMX_LAB_MIRROR").ok(),
         without_patches: options.without_patches.clone(),

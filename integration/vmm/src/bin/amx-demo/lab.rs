@@ -1,8 +1,11 @@
 //! The same demo on a host that has AMX: this program runs itself in the AMX lab.
 
 use std::io::{IsTerminal, stderr, stdout};
+use std::path::Path;
 
-use amx_lab::{Job, Lab, LabError, LabOptions, PrepareOptions, Show, Store, Streams, prepare};
+use amx_lab::{
+    Job, Lab, LabError, LabOptions, PrepareOptions, Show, Store, Streams, guest_kernel, prepare,
+};
 use anyhow::Context;
 
 use crate::Options;
@@ -12,6 +15,8 @@ use crate::screen;
 const IN_LAB: &str = "AMX_LAB";
 /// How many columns the terminal has to which the lab's standard error goes.
 pub(crate) const COLUMNS: &str = "AMX_DEMO_COLUMNS";
+/// Where the guests' kernel is in the lab.
+pub(crate) const GUEST_KERNEL: &str = "/boot/guest";
 /// Moves in the lab unless told otherwise: an emulated host takes longer for each.
 pub(crate) const MOVES: u64 = 50;
 
@@ -56,6 +61,10 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<u8> {
         };
         prepare(&store, &wanted, &show).context(INSTEAD)?;
     }
+    // The host's kernel is the guest's as well.
+    let kernel = tempfile::Builder::new().prefix("amx-demo-").tempdir()?;
+    guest_kernel(&store, lab_options.kernel, kernel.path()).context(INSTEAD)?;
+    job = job.file(kernel.path(), Some(Path::new(GUEST_KERNEL)))?;
     let mut lab = Lab::start_watched(&store, &lab_options, &show, |_| {}).context(INSTEAD)?;
     drop(show);
     if !options.json {

@@ -11,6 +11,8 @@
 //! | [`far_terminal`] | the progress bar of the lab, drawn here |
 //! | [`pace`] | makes a guest run long enough to be stopped often |
 //! | [`armed`] | XFD armed, and in the middle of an #NM |
+//! | [`linux`] | a Linux guest with live tiles, moved while it runs |
+//! | [`journey`] | what one process does with it, and how the next is started |
 //! | [`stats`] | times, and their median and 99th percentile |
 //! | [`report`] | what it all comes to, as data |
 //! | [`screen`] | and to look at |
@@ -21,14 +23,17 @@ mod control;
 mod far_terminal;
 mod fleet;
 mod job;
+mod journey;
 mod lab;
 mod leg;
+mod linux;
 mod pace;
 mod report;
 mod screen;
 mod stats;
 
 use std::num::{NonZeroU8, NonZeroU64};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -37,8 +42,8 @@ use amx_vmm::host::KVM_DEVICE;
 use amx_vmm::{Host, HostError};
 use clap::{Parser, Subcommand};
 
-/// Moves running guests from process to process through snapshot files, with live vector or tile
-/// state, and says whether all of it arrived.
+/// Moves running guests from process to process, through snapshot files and, a Linux guest, while it
+/// runs, with live vector or tile state; and says whether all of it arrived.
 #[derive(Parser)]
 #[command(name = "amx-demo", version, args_conflicts_with_subcommands = true)]
 struct Arguments {
@@ -53,7 +58,13 @@ struct Options {
     /// How many times a guest goes on in a new process [default: 200; in the lab 50].
     #[arg(long)]
     moves: Option<NonZeroU64>,
-    /// vCPUs of each guest.
+    /// How many times a Linux guest is moved while it runs.
+    #[arg(long, default_value = "10")]
+    linux_moves: NonZeroU64,
+    /// Kernel of the Linux guest, vmlinux or bzImage; in the AMX lab its own.
+    #[arg(long)]
+    guest_kernel: Option<PathBuf>,
+    /// vCPUs of each bare guest.
     #[arg(long, default_value = "2", value_parser = vcpus)]
     vcpus: NonZeroU8,
     /// Decides inputs and stopping points; random unless given.
@@ -79,6 +90,16 @@ enum Command {
         #[arg(long, default_value = KVM_DEVICE)]
         kvm: String,
     },
+    /// One process of the Linux guest's.
+    #[command(hide = true)]
+    LinuxLeg {
+        /// KVM's device file.
+        #[arg(long)]
+        kvm: String,
+        /// The guest's kernel.
+        #[arg(long)]
+        guest_kernel: PathBuf,
+    },
 }
 
 impl Options {
@@ -94,7 +115,12 @@ impl Options {
 
     /// The arguments that make the same demo in the lab.
     fn for_lab(&self) -> Vec<String> {
-        let mut arguments = vec!["--here".to_owned(), format!("--vcpus={}", self.vcpus)];
+        let mut arguments = vec![
+            "--here".to_owned(),
+            format!("--vcpus={}", self.vcpus),
+            format!("--linux-moves={}", self.linux_moves),
+            format!("--guest-kernel={}/{}", lab::GUEST_KERNEL, amx_lab::VMLINUX),
+        ];
         arguments.extend(self.moves.map(|moves| format!("--moves={moves}")));
         arguments.extend(self.seed.map(|seed| format!("--seed={seed}")));
         arguments.extend(self.json.then(|| "--json".to_owned()));
@@ -123,6 +149,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let code = match arguments.command {
         Some(Command::Leg { kvm }) => leg::main(&kvm),
+        Some(Command::LinuxLeg { kvm, guest_kernel }) => linux::leg(&kvm, &guest_kernel),
         None => demo(&arguments.options),
     };
     match code {
@@ -194,11 +221,27 @@ fn demo(options: &Options) -> anyhow::Result<u8> {
         armed::run(&plan)?
     };
     progress.finish();
-    if fleet.interrupted {
+    let lacks = linux::lacks(plan.kind, options.guest_kernel.as_deref());
+    let linux = match &options.guest_kernel {
+        Some(kernel) if lacks.is_none() && !fleet.interrupted => {
+            let moves = options.linux_moves.get();
+            let progress = screen::Progress::new(moves, options.json);
+            progress.linux();
+            let journey = linux::run(&plan, kernel, moves, &progress)?;
+            progress.finish();
+            Some(journey)
+        }
+        _ => None,
+    };
+    if fleet::interrupted() {
         screen::interrupted();
         return Ok(INTERRUPTED);
     }
-    let report = report::Report::new(facts, &plan, fleet, control, armed, took);
+    let report = report::Report::new(facts, &plan, fleet, control, armed, took).with_linux(
+        linux,
+        lacks,
+        options.guest_kernel.is_some(),
+    );
     if options.json {
         screen::json(&report)?;
     } else {

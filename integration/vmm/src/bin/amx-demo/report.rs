@@ -13,6 +13,7 @@ use xsave_state::XFeatures;
 use crate::armed::Moment;
 use crate::control::Control;
 use crate::fleet::{Fleet, Plan};
+use crate::linux::Journey;
 use crate::stats::Summary;
 
 /// What the host can do.
@@ -112,6 +113,10 @@ pub(crate) struct Report {
     pub(crate) armed: Vec<Moment>,
     /// Each thing that was left out was seen.
     pub(crate) control_detected: bool,
+    /// The Linux guest.
+    pub(crate) linux: Option<Journey>,
+    /// Why there is none.
+    pub(crate) linux_lacks: Option<&'static str>,
 }
 
 impl Report {
@@ -168,6 +173,24 @@ impl Report {
             control,
             armed,
             control_detected: detected,
+            linux: None,
+            linux_lacks: None,
+        }
+    }
+
+    /// What became of the Linux guest, or why there is none; `wanted`: there has to be one.
+    pub(crate) fn with_linux(
+        self,
+        linux: Option<Journey>,
+        lacks: Option<&'static str>,
+        wanted: bool,
+    ) -> Self {
+        let good = linux.as_ref().map_or(!wanted, |linux| linux.good);
+        Self {
+            good: self.good && good,
+            linux,
+            linux_lacks: lacks,
+            ..self
         }
     }
 }

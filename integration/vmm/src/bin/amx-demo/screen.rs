@@ -6,6 +6,7 @@
 use std::io;
 use std::time::Duration;
 
+use amx_vmm::linux::guest::Verdict;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, Table};
 use console::{StyledObject, style};
@@ -14,6 +15,7 @@ use xsave_state::XFeatures;
 
 use crate::far_terminal::FarTerminal;
 use crate::lab;
+use crate::linux::Journey;
 use crate::report::{HostFacts, Report};
 
 /// Tables are no wider, whatever the terminal.
@@ -219,19 +221,123 @@ pub(crate) fn report(report: &Report) {
         println!("{table}\n");
     }
 
+    match (&report.linux, report.linux_lacks) {
+        (Some(linux), _) => self::linux(linux),
+        (None, Some(lacks)) => println!("{}\n", style(lacks).yellow()),
+        (None, None) => {}
+    }
+
     for trouble in report.troubles.iter().take(5) {
         println!("{} {trouble}", red("✘"));
     }
     verdict(report);
 }
 
+fn linux(journey: &Journey) {
+    title("A Linux guest that multiplies matrices on tiles, moved while it runs");
+    let mut table = new_table();
+    table.set_header(
+        [
+            "",
+            "pages",
+            "rounds",
+            "stopped",
+            "live at the stop",
+            "the guest's own verdict",
+        ]
+        .map(|text| Cell::new(style(text).dim())),
+    );
+    let right = |text: String| Cell::new(text).set_alignment(CellAlignment::Right);
+    for (number, moved) in (1..).zip(&journey.moves) {
+        table.add_row([
+            right(grouped_u64(number)),
+            right(grouped(moved.pages)),
+            right(format!("{} + 1", moved.rounds)),
+            right(duration(nanos(moved.downtime))),
+            Cell::new(if moved.live_tiles {
+                good(moved.live())
+            } else {
+                style(moved.live())
+            }),
+            Cell::new(match &moved.verdict {
+                Some(verdict) => said(verdict),
+                None => red("NONE".to_owned()),
+            }),
+        ]);
+    }
+    if let Some(first) = journey
+        .moves
+        .iter()
+        .find_map(|moved| moved.verdict.as_ref())
+    {
+        let loads: Vec<&str> = (first.processes.iter())
+            .filter(|process| process.lacks.is_none())
+            .map(|process| process.load.as_str())
+            .collect();
+        let loads = format!("rounds so far of its processes: {}", loads.join(", "));
+        println!("{table}\n{}\n", style(loads).dim());
+    }
+    if let Some(control) = &journey.control {
+        let mut table = new_table();
+        let found = match &control.without_tiles.wrong {
+            Some(wrong) => good(wrong.clone()),
+            None => red("NOT SEEN".to_owned()),
+        };
+        table.add_row([
+            Cell::new(style("without its tiles").cyan()),
+            Cell::new(found),
+        ]);
+        table.add_row([
+            Cell::new(style("with them, to its end").cyan()),
+            Cell::new(said(&control.whole)),
+        ]);
+        title("The control: the Linux guest restored without its tiles must notice");
+        println!("{table}\n");
+    }
+    if journey.moves.len() as u64 == journey.moves_wanted && journey.with_live_tiles == 0 {
+        println!(
+            "{} no move had a program's tiles in a register: this proves little",
+            red("✘")
+        );
+    }
+    if let Some(trouble) = &journey.trouble {
+        println!("{} the Linux guest: {trouble}", red("✘"));
+    }
+}
+
+/// The guest's words.
+fn said(verdict: &Verdict) -> StyledObject<String> {
+    match &verdict.wrong {
+        Some(wrong) => red(format!("WRONG: {wrong}")),
+        None => {
+            let rounds: Vec<String> = (verdict.processes.iter())
+                .filter(|process| process.lacks.is_none())
+                .map(|process| process.round.to_string())
+                .collect();
+            good(format!("right: {}", rounds.join(", ")))
+        }
+    }
+}
+
+fn nanos(seconds: f64) -> u64 {
+    let time = Duration::try_from_secs_f64(seconds).unwrap_or_default();
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
 fn verdict(report: &Report) {
     let moved = format!("{} moves, {} lost", grouped_u64(report.moves), report.lost);
+    let linux = report.linux.as_ref().map_or_else(String::new, |linux| {
+        format!(
+            "; Linux moved {} times, {} with live tiles, all right, its control detected",
+            linux.moves.len(),
+            linux.with_live_tiles
+        )
+    });
     if report.good {
         println!(
             "{} {}",
             good("✔").bold(),
-            good(format!("{moved}, control detected")).bold()
+            good(format!("{moved}, control detected{linux}")).bold()
         );
         return;
     }
@@ -239,6 +345,8 @@ fn verdict(report: &Report) {
         "and the control was NOT detected: the comparison proves nothing"
     } else if report.moves < report.moves_wanted {
         "control detected, but moves are missing"
+    } else if report.linux.as_ref().is_none_or(|linux| !linux.good) {
+        "control detected, but the Linux guest has not proven it"
     } else {
         "control detected"
     };
@@ -299,6 +407,11 @@ impl Progress {
     pub(crate) fn guests(&self, guests: u64, lost: u64) {
         self.0
             .set_message(format!("{guests} guests checked, {lost} lost"));
+    }
+
+    /// The bar is that of the Linux guest.
+    pub(crate) fn linux(&self) {
+        self.0.set_message("a Linux guest, while it runs");
     }
 
     pub(crate) fn control(&self) {

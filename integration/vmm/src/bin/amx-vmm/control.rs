@@ -1,0 +1,178 @@
+//! The socket on which the process that has the guest takes orders: one JSON object as a line comes in, and
+//! events go out until the order is carried out.
+
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use serde::{Deserialize, Serialize};
+
+use crate::event::Event;
+
+/// No order is longer.
+const LINE_BYTES: u64 = 16 << 10;
+/// Whoever connects has to say what he wants, and to read what he is told.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// An order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "order", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum Request {
+    Send {
+        socket: PathBuf,
+        downtime_ms: u64,
+        max_rounds: u32,
+        patience_s: u32,
+        throttle_percent: u8,
+    },
+    Save {
+        file: PathBuf,
+    },
+    Status,
+    Resume,
+    Stop,
+}
+
+/// A socket at a path, which goes with it.
+pub(crate) struct Socket {
+    pub(crate) listener: UnixListener,
+    path: PathBuf,
+}
+
+impl Socket {
+    /// Where there is nothing yet. Nothing is tried out: to connect to a destination that waits there would
+    /// be taken for the guest.
+    pub(crate) fn bind(path: &Path) -> anyhow::Result<Self> {
+        let name = path.display();
+        let listener = UnixListener::bind(path).map_err(|error| {
+            if error.kind() == io::ErrorKind::AddrInUse {
+                anyhow!("{name} is there already: remove it if no process listens there any more")
+            } else {
+                anyhow!("{name}: {error}: a socket cannot be made there")
+            }
+        })?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+        })
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        // Nobody needs to know that it is gone already.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// An order, and where its answer goes.
+pub(crate) type Order = (Request, UnixStream);
+
+/// Takes orders on a thread of its own.
+pub(crate) fn listen(path: &Path) -> anyhow::Result<(Socket, mpsc::Receiver<Order>)> {
+    let socket = Socket::bind(path)?;
+    let listener = socket.listener.try_clone().context("the control socket")?;
+    let (sender, orders) = mpsc::channel();
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let Ok(stream) = stream else { continue };
+            match read(&stream) {
+                Ok(request) => {
+                    if sender.send((request, stream)).is_err() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    let reason = format!("{error:#}");
+                    let _ = tell(&stream, &Event::Failed { reason });
+                }
+            }
+        }
+    });
+    Ok((socket, orders))
+}
+
+fn read(stream: &UnixStream) -> anyhow::Result<Request> {
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    parse(stream)
+}
+
+fn parse(stream: impl Read) -> anyhow::Result<Request> {
+    let mut line = String::new();
+    BufReader::new(stream.take(LINE_BYTES))
+        .read_line(&mut line)
+        .context("the order")?;
+    serde_json::from_str(&line).context("no order that this program knows")
+}
+
+/// One line.
+pub(crate) fn tell(mut stream: impl Write, event: &impl Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(event)?;
+    line.push(b'\n');
+    stream.write_all(&line)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn an_order_is_read_as_it_was_given() {
+        let send = Request::Send {
+            socket: "/there".into(),
+            downtime_ms: 300,
+            max_rounds: 16,
+            patience_s: 30,
+            throttle_percent: 80,
+        };
+        let save = Request::Save {
+            file: "/file".into(),
+        };
+        for order in [send, save, Request::Status, Request::Resume, Request::Stop] {
+            let mut line = Vec::new();
+            tell(&mut line, &order).unwrap();
+            assert_eq!(parse(line.as_slice()).unwrap(), order);
+            for cut in 0..line.len().saturating_sub(1) {
+                assert!(parse(line.get(..cut).unwrap()).is_err(), "cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_order_is_refused_and_no_more_than_a_line_is_read() {
+        for text in [
+            "\n",
+            "{}\n",
+            "{\"order\":\"dance\"}\n",
+            "{\"order\":\"send\"}\n",
+            "\u{0}\n",
+        ] {
+            assert!(parse(text.as_bytes()).is_err(), "{text:?}");
+        }
+        assert!(parse(io::repeat(b'x')).is_err());
+        assert!(parse(io::repeat(0xff)).is_err());
+    }
+
+    #[test]
+    fn a_socket_takes_nobodys_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("socket");
+        let socket = Socket::bind(&path).unwrap();
+        let error = Socket::bind(&path).err().unwrap().to_string();
+        assert!(error.contains("remove it"), "{error}");
+        assert!(path.exists(), "it is not ours");
+        drop(socket);
+        assert!(!path.exists());
+        fs::write(&path, "a file").unwrap();
+        assert!(Socket::bind(&path).is_err());
+        assert_eq!(fs::read(&path).unwrap(), b"a file", "it is not removed");
+    }
+}

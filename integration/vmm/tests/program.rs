@@ -1,0 +1,315 @@
+//! `amx-vmm` as an operator uses it: two processes and the orders to them.
+//!
+//! With a guest in the AMX lab, where the program has to be passed along; what needs no guest, anywhere.
+
+#![allow(clippy::indexing_slicing)]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use support::{host, linux_guest};
+use tempfile::TempDir;
+
+/// Nothing here takes longer, also under emulation.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// The program, or `None` with a line that says what was skipped and why.
+fn program() -> Option<&'static Path> {
+    let path = Path::new(env!("CARGO_BIN_EXE_amx-vmm"));
+    if !path.is_file() {
+        println!("skipped: {} is not passed along", path.display());
+        return None;
+    }
+    Some(path)
+}
+
+/// Runs it to its end.
+fn run(program: &Path, arguments: &[&str]) -> Output {
+    Command::new(program)
+        .args(arguments)
+        .output()
+        .expect("the program can be started")
+}
+
+fn events(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    let parse = |line| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line} is no JSON"));
+    text.lines().map(parse).collect()
+}
+
+/// A process of the program that runs beside the test.
+struct Beside {
+    process: Child,
+    events: mpsc::Receiver<Value>,
+    seen: Vec<Value>,
+}
+
+impl Beside {
+    fn start(program: &Path, arguments: &[&str]) -> Self {
+        let mut process = Command::new(program)
+            .arg("--json")
+            .args(arguments)
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program can be started");
+        let stdout = process.stdout.take().expect("it is piped");
+        let (sender, events) = mpsc::channel();
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines() {
+                let line = line.expect("it is text");
+                let event = serde_json::from_str(&line).expect("each line is one JSON object");
+                let _ = sender.send(event);
+            }
+        });
+        Self {
+            process,
+            events,
+            seen: Vec::new(),
+        }
+    }
+
+    /// The next event of this name.
+    fn event(&mut self, name: &str) -> Value {
+        loop {
+            let Ok(event) = self.events.recv_timeout(PATIENCE) else {
+                panic!("no {name}: {:#?}", self.seen);
+            };
+            self.seen.push(event.clone());
+            if event["event"] == name {
+                return event;
+            }
+        }
+    }
+
+    fn state(&mut self, state: &str) {
+        while self.event("state")["state"] != state {}
+    }
+
+    /// Its end, and all that it has said.
+    fn ends(mut self) -> (Option<i32>, Vec<Value>) {
+        // The channel ends with the process's output.
+        while let Ok(event) = self.events.recv_timeout(PATIENCE) {
+            self.seen.push(event);
+        }
+        let status = self.process.wait().expect("it ends");
+        (status.code(), std::mem::take(&mut self.seen))
+    }
+}
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        // It has ended already, unless the test has failed.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn named<'a>(events: &'a [Value], name: &str) -> Vec<&'a Value> {
+    events
+        .iter()
+        .filter(|event| event["event"] == name)
+        .collect()
+}
+
+/// A folder for sockets and files, and paths in it.
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().expect("a folder"))
+    }
+
+    fn path(&self, name: &str) -> String {
+        let path: PathBuf = self.0.path().join(name);
+        path.to_str().expect("it is text").to_owned()
+    }
+}
+
+#[test]
+fn a_guest_is_sent_saved_restored_and_stopped_by_hand() {
+    let Some((_, linux)) = linux_guest() else {
+        return;
+    };
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let [here, there, later] = ["here", "there", "later"].map(|name| folder.path(name));
+    let (socket, file) = (folder.path("socket"), folder.path("snapshot"));
+    let kernel = linux.kernel.to_str().expect("it is text");
+
+    let mut source = Beside::start(program, &["run", "--kernel", kernel, "--control", &here]);
+    source.state("running");
+    // Until it is up and each process of it has been right once.
+    let mut status = Value::Null;
+    for _ in 0..100 {
+        let output = run(program, &["status", "--control", &here, "--json"]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        status = events(&output).remove(0);
+        let processes = status["verdict"]["processes"].as_array().expect("a list");
+        let worked = |process: &Value| {
+            process["rounds_here"].as_u64() > Some(0) || !process["lacks"].is_null()
+        };
+        if processes.iter().all(worked) {
+            break;
+        }
+    }
+    assert_eq!(status["verdict"]["right"], true, "{status:#}");
+
+    // Nobody is there, and somebody who is no destination: the guest stays, and both sides say why.
+    let output = run(program, &["send", &socket, "--control", &here, "--json"]);
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let reason = events(&output).remove(0)["reason"].clone();
+    assert!(
+        reason
+            .as_str()
+            .is_some_and(|reason| reason.contains("amx-vmm receive")),
+        "{reason}"
+    );
+    let listener = UnixListener::bind(&socket).expect("the path is free");
+    let stranger = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("the source comes");
+        stream.write_all(&[0xff; 64]).expect("it listens");
+    });
+    let output = run(program, &["send", &socket, "--control", &here, "--json"]);
+    stranger.join().expect("it has written");
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let refused = events(&output);
+    assert_eq!(named(&refused, "not_moved").len(), 1, "{refused:#?}");
+    std::fs::remove_file(&socket).expect("it is ours");
+    source.event("not_moved");
+    assert_eq!(source.event("not_moved"), *named(&refused, "not_moved")[0]);
+    source.state("running");
+
+    let arguments = ["receive", &socket, "--control", &there];
+    let mut destination = Beside::start(program, &arguments);
+    destination.state("waiting");
+    let output = run(
+        program,
+        &[
+            "send",
+            &socket,
+            "--control",
+            &here,
+            "--json",
+            "--downtime-ms",
+            "1",
+            "--max-rounds",
+            "3",
+            "--throttle-percent",
+            "80",
+            "--patience-s",
+            "300",
+        ],
+    );
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    destination.state("running");
+    let told = events(&output);
+    let (code, said) = source.ends();
+    assert_eq!(code, Some(0), "{said:#?}");
+    // Who has given the order is told what the source itself says.
+    assert!(said.ends_with(&told), "{said:#?}\n{told:#?}");
+    let rounds = named(&told, "round");
+    assert!((2..=4).contains(&rounds.len()), "{rounds:#?}");
+    for (number, round) in rounds.iter().enumerate() {
+        assert_eq!(round["round"], number);
+        assert_eq!(round["stopped"], number + 1 == rounds.len());
+        let bytes = round["pages"].as_u64().map(|pages| pages * 4096);
+        assert_eq!(round["bytes"].as_u64(), bytes);
+        assert!(round["bytes_per_second"].is_f64() && round["expected_downtime"].is_f64());
+    }
+    let within = named(&told, "pages");
+    assert!(!within.is_empty(), "round 0 takes long enough: {told:#?}");
+    assert!(
+        within
+            .iter()
+            .all(|event| event["sent"].as_u64() <= event["of"].as_u64())
+    );
+    let report = named(&told, "handed_over")[0];
+    assert!(
+        report["downtime"].as_f64() < report["total"].as_f64(),
+        "{report:#}"
+    );
+    assert!(report["vcpus"][0]["in_use"].is_u64(), "{report:#}");
+    let came: u64 = rounds
+        .iter()
+        .filter_map(|round| round["pages"].as_u64())
+        .sum();
+    assert_eq!(named(&destination.seen, "taken_over")[0]["pages"], came);
+    assert!(!Path::new(&socket).exists(), "it is taken away");
+
+    // To a file, and from there to its end.
+    let output = run(program, &["save", &file, "--control", &there, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(destination.ends().0, Some(0));
+    let mut last = Beside::start(program, &["restore", &file, "--control", &later]);
+    last.state("running");
+    let output = run(program, &["stop", "--control", &later, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let (code, said) = last.ends();
+    assert_eq!(code, Some(0), "{said:#?}");
+    let ended = named(&said, "ended")[0];
+    assert_eq!(ended["how"], "off");
+    assert_eq!(ended["verdict"]["right"], true, "{ended:#}");
+    assert_eq!(ended["verdict"]["finished"], true, "{ended:#}");
+}
+
+#[test]
+fn who_sends_nonsense_is_refused_and_told_why() {
+    if host().is_none() {
+        return;
+    }
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let socket = folder.path("socket");
+    let mut destination = Beside::start(program, &["receive", &socket]);
+    destination.state("waiting");
+    let mut stream = UnixStream::connect(&socket).expect("it waits");
+    stream.write_all(&[0xff; 64]).expect("it listens");
+    let refused = destination.event("not_moved");
+    assert!(refused["reason"].is_string(), "{refused}");
+    assert_eq!(destination.ends().0, Some(3));
+    assert!(!Path::new(&socket).exists());
+}
+
+/// One line on standard error that says what to do, no colours, nothing else.
+#[test]
+fn errors_say_what_to_do() {
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let nowhere = folder.path("nowhere");
+    let has_kvm = host().is_some();
+    for (arguments, says) in [
+        (
+            &["status", "--control", &nowhere][..],
+            "amx-vmm run --control",
+        ),
+        (
+            &["run", "--kernel", "k", "--kvm", &nowhere][..],
+            "load the kvm_intel",
+        ),
+        (
+            &["restore", &nowhere][..],
+            if has_kvm { &nowhere } else { "/dev/kvm" },
+        ),
+    ] {
+        let output = run(program, arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+        assert!(
+            text.starts_with("amx-vmm: ") && text.contains(says),
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(!text.contains('\x1b'), "{text}");
+        let json = run(program, &[arguments, &["--json"]].concat());
+        assert_eq!(named(&events(&json), "failed").len(), 1, "{json:?}");
+        assert!(json.stderr.is_empty(), "{json:?}");
+    }
+}
