@@ -151,6 +151,7 @@ fn name(request: u64) -> String {
         (0xae, 0xa0) => "KVM_SET_VCPU_EVENTS",
         (0xae, 0xa1) => "KVM_GET_DEBUGREGS",
         (0xae, 0xa2) => "KVM_SET_DEBUGREGS",
+        (0xae, 0xa3) => "KVM_GET_TSC_KHZ",
         (0xae, 0xa4) => "KVM_GET_XSAVE",
         (0xae, 0xa5) => "KVM_SET_XSAVE",
         (0xae, 0xa6) => "KVM_GET_XCRS",

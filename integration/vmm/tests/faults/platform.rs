@@ -1,14 +1,15 @@
 //! A bare guest with interrupt controllers, a timer and a clock: what Linux guests have, without Linux.
 //!
-//! Its messages are made from those of a guest without them.
+//! Its messages are made from the snapshot of a guest without them.
 
 use amx_vmm::Host;
 use amx_vmm::linux::devices;
+use amx_vmm::migration::frame::{self, Hello};
 use amx_vmm::registers::{CpuidEntry, Debug, Events, General, MpState, Msr, Special, Timer};
 use serde::{Deserialize, Serialize};
 
-use crate::connection;
-use crate::frame::Frame;
+use crate::frame::{COMMIT, Frame, HELLO, PAGES, STATE};
+use crate::trial;
 
 /// The content of State, as docs/migration.md names its parts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,18 +50,41 @@ impl State {
     }
 }
 
-/// What a source sends: Hello, Pages, State, Commit.
+/// Bytes of a snapshot's header (docs of `snapshot::header`).
+const HEADER_BYTES: usize = 64;
+
+/// What a source sends of a guest in the middle of its work: Hello, Pages, State, Commit.
 pub(crate) fn messages(host: &Host, with_platform: bool) -> [Frame; 4] {
-    let [mut hello, _, pages, mut state, _, commit, _] =
-        connection::recorded(host).map(|message| Frame::parse(&message));
+    // A file has the same content.
+    let file = trial::guest(host)
+        .capture(host)
+        .expect("it is captured")
+        .to_bytes();
+    let state_bytes = u64::from_le_bytes(file[16..24].try_into().expect("eight bytes"));
+    let memory_bytes = u64::from_le_bytes(file[24..32].try_into().expect("eight bytes"));
+    let body = &file[HEADER_BYTES..];
+    let (state, pages) = body.split_at(usize::try_from(state_bytes).expect("it is short"));
+    let mut state = State::parse(state);
     if with_platform {
-        // Its last field is a bool.
-        *hello.content.last_mut().expect("it has fields") = 1;
-        let mut all = State::parse(&state.content);
-        add_platform(&mut all);
-        state.content = all.to_bytes();
+        add_platform(&mut state);
     }
-    [hello, pages, state, commit]
+    let hello = Hello {
+        version: frame::VERSION,
+        memory_bytes,
+        has_platform: with_platform,
+    };
+    let mut number = 0..;
+    [
+        (HELLO, postcard::to_stdvec(&hello).expect("plain data")),
+        (PAGES, pages.to_vec()),
+        (STATE, state.to_bytes()),
+        (COMMIT, vec![]),
+    ]
+    .map(|(kind, content)| Frame {
+        kind,
+        number: number.next().expect("without end"),
+        content,
+    })
 }
 
 fn add_platform(state: &mut State) {

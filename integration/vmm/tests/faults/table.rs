@@ -127,6 +127,11 @@ pub(crate) fn in_lab() -> bool {
     std::env::var_os("AMX_LAB").is_some()
 }
 
+/// Whether the fault with this number is tried: under emulation one of `share`.
+pub(crate) fn is_tried(number: usize, share: usize) -> bool {
+    !in_lab() || number.is_multiple_of(share)
+}
+
 /// The kernel that all of this runs on.
 pub(crate) struct Host {
     taint: u64,
