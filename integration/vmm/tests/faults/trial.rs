@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use amx_guest::{Kind, Workload, area};
 use amx_vmm::migration::destination::Stream;
-use amx_vmm::migration::{Options, ReceiveError, Received, Report, SendError, receive, send};
+use amx_vmm::migration::{
+    MAX_THROTTLE_PERCENT, Options, ReceiveError, Received, Report, SendError, receive, send,
+};
 use amx_vmm::{Bus, Console, Ended, Host, Vm};
 
 use crate::support;
@@ -101,8 +103,9 @@ type Arrived = Result<Received, ReceiveError>;
 pub(crate) fn options() -> Options {
     Options {
         patience: PATIENCE,
-        // So that each move has the same messages.
+        // So that each move has the same messages: of a guest that does not come to its end meanwhile.
         max_rounds: 1,
+        throttle_percent: MAX_THROTTLE_PERCENT,
         ..Options::default()
     }
 }

@@ -58,7 +58,7 @@ struct Options {
     /// How many times a guest goes on in a new process [default: 200; in the lab 50].
     #[arg(long)]
     moves: Option<NonZeroU64>,
-    /// How many times a Linux guest is moved while it runs.
+    /// How many times a Linux guest is moved while it runs; more where that was never with live tiles.
     #[arg(long, default_value = "10")]
     linux_moves: NonZeroU64,
     /// Kernel of the Linux guest, vmlinux or bzImage; in the AMX lab its own.
