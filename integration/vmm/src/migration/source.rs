@@ -212,42 +212,51 @@ fn rounds<S: Stream, B: Bus>(
     progress: &mut impl FnMut(&Progress),
 ) -> Result<Sent, SendError> {
     let mut rounds: Vec<Round> = Vec::new();
-    let mut numbers = Pages::nonzero(&vm.memory, vm.memory_bytes)?;
-    loop {
+    // Which pages are not zero is looked for while the guest runs: what changes meanwhile is in the log.
+    let mut numbers: Option<Vec<u32>> = None;
+    let mut numbers = loop {
         let round = u32::try_from(rounds.len()).unwrap_or(u32::MAX);
-        let start = Instant::now();
-        let (vcpus, memory) = (&mut vm.vcpus, &vm.memory);
+        let (vcpus, memory, memory_bytes) = (&mut vm.vcpus, &vm.memory, vm.memory_bytes);
         // What is never sent: that the sender is gone is the sign.
         let (over, round_over) = mpsc::channel();
         let sent = thread::scope(|scope| {
             let runs = scope.spawn(|| run_until(round_over, vcpus, guest.0, options));
-            let sent = send_pages(link, memory, &numbers, |sent, of| {
-                progress(&Progress::Pages {
-                    round,
-                    stopped: false,
-                    sent,
-                    of,
-                });
-            });
+            let mut send = || {
+                let numbers = match numbers.take() {
+                    Some(numbers) => numbers,
+                    None => Pages::nonzero(memory, memory_bytes)?,
+                };
+                let start = Instant::now();
+                send_pages(link, memory, &numbers, |sent, of| {
+                    progress(&Progress::Pages {
+                        round,
+                        stopped: false,
+                        sent,
+                        of,
+                    });
+                })?;
+                Ok((numbers.len(), start))
+            };
+            let sent = send();
             drop::<mpsc::Sender<()>>(over);
             let ran = runs.join().unwrap_or(Err(RunError::ThreadDied));
             ran.map_err(SendError::Guest).and(sent)
         });
-        sent?;
+        let (pages, start) = sent?;
         if guest.0.stops(0) {
             return refuse(link, SendError::GuestEnded);
         }
-        let pages = numbers.len();
-        numbers = vm.dirty_pages().map_err(SendError::DirtyLog)?;
-        let this = measured(round, false, pages, numbers.len(), start.elapsed());
+        let changed = vm.dirty_pages().map_err(SendError::DirtyLog)?;
+        let this = measured(round, false, pages, changed.len(), start.elapsed());
         progress(&Progress::Round(this));
         rounds.push(this);
         if this.expected_downtime <= options.downtime.as_secs_f64()
             || round.saturating_add(1) >= options.max_rounds
         {
-            break;
+            break changed;
         }
-    }
+        numbers = Some(changed);
+    };
     // Here the guest stands still.
     let stopped_at = Instant::now();
     let (state, vcpus) = captured(vm, host, guest.1)?;
