@@ -1,4 +1,11 @@
 //! Linux guests, where this host's KVM has AMX and there is a kernel for them: in the AMX lab.
+//!
+//! ```sh
+//! cargo lab guest-kernel FOLDER
+//! AMX_LAB_MEMORY=1024 AMX_LAB_FILES=FOLDER:/boot/guest cargo lab cargo test --package amx-vmm --test linux
+//! ```
+//!
+//! Files are in the lab's memory: with 512 MiB a process that writes a snapshot may be killed for lack of it.
 
 #![allow(clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 

@@ -1,6 +1,7 @@
 //! A Linux guest that computes on tiles goes from process to process, again and again, in the AMX lab.
 //!
 //! `AMX_TEST_SOAK_MOVES` says how often, `AMX_TEST_SEED` repeats the timing of a run as far as a machine does.
+//! It needs a kernel for the guest, and memory for its snapshots: see tests/linux.rs.
 
 #![allow(clippy::arithmetic_side_effects)]
 
