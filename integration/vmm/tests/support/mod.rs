@@ -148,9 +148,9 @@ fn run_until(vm: &mut Vm, devices: &Devices, done: impl Fn(&Log) -> bool) {
 }
 
 /// Runs the calling test again in a process of its own, which gets `job` and has to pass. `test` is
-/// the test's name; in that process [`job`] gives the job.
-pub(crate) fn elsewhere(test: &str, job: &str) {
-    start_elsewhere(test, job).passes();
+/// the test's name; in that process [`job`] gives the job. Gives what it has printed.
+pub(crate) fn elsewhere(test: &str, job: &str) -> String {
+    start_elsewhere(test, job).passes()
 }
 
 /// As [`elsewhere`], without waiting.
@@ -183,9 +183,9 @@ pub(crate) struct Elsewhere {
 
 impl Elsewhere {
     /// Waits for its end; it has to pass.
-    pub(crate) fn passes(self) {
+    pub(crate) fn passes(self) -> String {
         let output = self.process.wait_with_output().expect("it ends");
-        let text = String::from_utf8_lossy(&output.stdout);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         println!("{}: {text}", self.what);
         assert!(
             output.status.success() && text.contains("1 passed"),
@@ -194,6 +194,7 @@ impl Elsewhere {
             output.status,
             String::from_utf8_lossy(&output.stderr)
         );
+        text
     }
 }
 

@@ -28,6 +28,9 @@ const RUN_MICROS: std::ops::Range<u64> = 0..6000;
 /// So many times as often it is moved at most, where no program's tiles were live so far.
 const PATIENCE: u64 = 4;
 
+/// A program that has stored its tiles does not miss them: at so many moments they are left out at most.
+const MOMENTS: u32 = 8;
+
 /// One move of the guest.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Move {
@@ -48,6 +51,8 @@ pub(crate) struct Move {
 /// The guest restored from the same file whole, and without its tiles.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Control {
+    /// At how many moments the tiles were left out until the guest noticed.
+    pub(crate) moments: u32,
     /// The guest's words without its tiles.
     pub(crate) without_tiles: Verdict,
     /// And with them.
@@ -222,7 +227,22 @@ fn control(plan: &Plan, kernel: &Path, snapshot: &Path) -> anyhow::Result<Contro
         Ok(done.verdict)
     };
     let path = || PathBuf::from(snapshot);
-    let without_tiles = verdict(Origin::FileWithoutTiles(path())).context("without its tiles")?;
+    let mut moments: u32 = 1;
+    let without_tiles = loop {
+        let verdict = verdict(Origin::FileWithoutTiles(path())).context("without its tiles")?;
+        if !verdict.right || moments >= MOMENTS {
+            break verdict;
+        }
+        moments = moments.saturating_add(1);
+        let another = Leg {
+            from: Origin::File(path()),
+            micros: u64::from(moments).saturating_mul(700),
+            to: Target::FileWithTiles(path()),
+        };
+        Running::start(process(plan, kernel)?, another, None)?
+            .done()
+            .context("another moment")?;
+    };
     let whole = verdict(Origin::File(path())).context("the control, with its tiles")?;
     file::remove(snapshot)?;
     if !whole.finished {
@@ -230,6 +250,7 @@ fn control(plan: &Plan, kernel: &Path, snapshot: &Path) -> anyhow::Result<Contro
     }
     Ok(Control {
         good: !without_tiles.right && whole.right,
+        moments,
         without_tiles,
         whole,
     })

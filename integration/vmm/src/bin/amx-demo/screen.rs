@@ -283,10 +283,11 @@ fn linux(journey: &Journey) {
             Some(wrong) => good(wrong.clone()),
             None => red("NOT SEEN".to_owned()),
         };
-        table.add_row([
-            Cell::new(style("without its tiles").cyan()),
-            Cell::new(found),
-        ]);
+        let left_out = match control.moments {
+            1 => "without its tiles".to_owned(),
+            moments => format!("without its tiles, at moment {moments}"),
+        };
+        table.add_row([Cell::new(style(left_out).cyan()), Cell::new(found)]);
         table.add_row([
             Cell::new(style("with them, to its end").cyan()),
             Cell::new(said(&control.whole)),
