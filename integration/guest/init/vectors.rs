@@ -31,11 +31,14 @@ impl Vectors {
         if !wide && !is_x86_feature_detected!("avx") {
             return Err("AVX");
         }
+        #[allow(unused_unsafe, reason = "older compilers want it")]
+        // SAFETY: Every processor with AVX has CPUID with leaf 7.
+        let leaf_7 = unsafe { __cpuid_count(7, 0) };
         Ok(Self {
             seed: u64::from(process) << 56,
             wide,
-            // CPUID.(EAX=7,ECX=0):ECX[4], OSPKE.
-            keys: __cpuid_count(7, 0).ecx & 1 << 4 != 0,
+            // OSPKE.
+            keys: leaf_7.ecx & 1 << 4 != 0,
         })
     }
 
