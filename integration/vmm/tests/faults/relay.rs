@@ -74,6 +74,8 @@ impl<F: FnMut(Moment, &mut Vec<u8>) -> Fate> Write for Relay<F> {
             Fate::Pass => {}
             Fate::CutAfter(bytes) => {
                 let bytes = bytes.min(message.len());
+                // Nothing more is read, so that no answer slips in between.
+                let _ = self.stream.shutdown(Shutdown::Read);
                 self.stream.write_all(&message[..bytes])?;
                 let error = self.cut();
                 // A message that was written as a whole was written.
