@@ -27,6 +27,7 @@ impl Vm {
         Ok(Snapshot {
             vcpus: self.capture_vcpus(host, false)?,
             memory: Pages::read(&self.memory, self.memory_bytes)?,
+            tsc_khz: self.tsc_khz(),
             platform: None,
         })
     }
@@ -41,6 +42,7 @@ impl Vm {
             vcpus: self.capture_vcpus(host, true)?,
             platform: Some(Platform::capture(&self.fd, devices.state())?),
             memory: Pages::read(&self.memory, self.memory_bytes)?,
+            tsc_khz: self.tsc_khz(),
         })
     }
 
@@ -90,8 +92,8 @@ fn capture_vcpu(
     // What old kernels report beyond the guest's components is not the guest's: left out.
     let captured = kvm::capture(fd, &layout, buffer)?;
     let lapic = if with_lapic {
-        // Tells the guest that it was stopped, so that its watchdogs stay calm. It may have no
-        // kvmclock yet, or none at all.
+        // Tells the guest, should it go on here, that it was stopped, so that its watchdogs stay calm. It
+        // may have no kvmclock yet, or none at all.
         let _ = fd.kvmclock_ctrl();
         let lapic = fd.get_lapic().map_err(failed("KVM_GET_LAPIC"))?;
         Some(Box::new(lapic.regs.map(i8::cast_unsigned)))
@@ -203,4 +205,50 @@ pub enum VcpuCause {
     /// The extended state could not be read, or is not valid.
     #[error(transparent)]
     Extended(#[from] kvm::CaptureError),
+}
+
+#[cfg(test)]
+mod tests {
+    use amx_guest::Workload;
+
+    use super::*;
+
+    /// IA32_MTRR_PHYSBASE0, IA32_MTRR_PHYSMASK0, IA32_MTRR_FIX64K_00000, IA32_MTRR_DEF_TYPE, and
+    /// IA32_MC0_CTL, with values that a guest may write.
+    const UNLISTED: [(u32, u64); 5] = [
+        (0x200, 0x8000_0006),
+        (0x201, 0xf_8000_0800),
+        (0x250, 0x0606_0606_0606_0606),
+        (0x2ff, 0xc06),
+        (0x400, u64::MAX),
+    ];
+
+    /// On live KVM.
+    #[test]
+    fn memory_types_and_machine_checks_are_captured_and_arrive() {
+        let host = match Host::probe() {
+            Ok(host) => host,
+            Err(error) => {
+                println!("skipped: {error}");
+                return;
+            }
+        };
+        let kind = host.best_kind().unwrap();
+        let vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
+        let mut snapshot = vm.capture(&host).unwrap();
+        for (index, value) in UNLISTED {
+            let mut msrs = snapshot.vcpus[0].msrs.iter_mut();
+            let msr = msrs.find(|msr| msr.index == index);
+            msr.unwrap_or_else(|| panic!("{index:#x} is not captured"))
+                .data = value;
+        }
+        let restored = Vm::restore(&host, &snapshot).unwrap();
+        let after = restored.capture(&host).unwrap();
+        for (index, data) in UNLISTED {
+            assert!(
+                after.vcpus[0].msrs.contains(&Msr { index, data }),
+                "{index:#x}"
+            );
+        }
+    }
 }

@@ -11,17 +11,23 @@ use cpuid_amx::{CpuidTable, FeatureSet};
 use thiserror::Error;
 
 use crate::host::Host;
+use crate::migration::Offer;
+use crate::migration::offer::Candidate;
 use crate::snapshot::{Snapshot, VcpuState};
 
 impl Snapshot {
-    /// Compares the extended state of every vCPU, and the features that the guest sees of it, with
-    /// this host.
+    /// Compares what the guest sees and has with this host: the extended state of every vCPU, features,
+    /// MSRs, the frequency of its TSC, memory and vCPUs.
     ///
     /// # Errors
     ///
     /// All reasons why it cannot go on here.
     pub fn fit(&self, host: &Host) -> Result<(), Unfit> {
-        Unfit::unless_empty(extended(&self.vcpus, host.description()).collect())
+        Offer::of(host).check(&Candidate {
+            vcpus: &self.vcpus,
+            memory_bytes: self.memory.memory_bytes(),
+            tsc_khz: self.tsc_khz,
+        })
     }
 }
 
@@ -95,6 +101,33 @@ pub enum Reason {
         /// Those that are missing.
         bits: u32,
     },
+    /// The processor is another company's.
+    #[error("the guest's processor is of {guest:?}, the host's of {host:?}")]
+    Vendor {
+        /// What the guest sees.
+        guest: String,
+        /// What the host's guests see.
+        host: String,
+    },
+    /// It sees a number that is smaller at the host: address bits, performance counters, a version.
+    #[error(
+        "the guest sees CPUID.(EAX={leaf:X}H,ECX={subleaf}):{register}{} = {guest}, and the host has {host}",
+        Range(*bits)
+    )]
+    CpuidNumber {
+        /// The leaf.
+        leaf: u32,
+        /// The sub-leaf.
+        subleaf: u32,
+        /// EAX, EBX, ECX or EDX.
+        register: &'static str,
+        /// Where it is.
+        bits: u32,
+        /// What the guest sees.
+        guest: u32,
+        /// What the host's guests see.
+        host: u32,
+    },
     /// An MSR has a value, and KVM there does not know it.
     #[error("vCPU {vcpu}: MSR {index:#x} is {value:#x}, and KVM there does not have it")]
     Msr {
@@ -147,15 +180,29 @@ impl fmt::Display for Bits {
     }
 }
 
+/// The bits of a number, as the manuals write them.
+struct Range(u32);
+
+impl fmt::Display for Range {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let high = 31_u32.saturating_sub(self.0.leading_zeros());
+        write!(f, "[{high}:{}]", self.0.trailing_zeros())
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use amx_guest::Workload;
     use cpuid_amx::compat::Reason as Compat;
     use cpuid_amx::{AmxFeatures, Feature, Policy, Table};
     use xsave_state::relayout::Loss;
     use xsave_state::{ComponentId, ExtendedState, Misfit, Registers, XFeatures};
 
     use super::*;
+    use crate::registers::Msr;
+    use crate::restore::RestoreError;
     use crate::snapshot::tests::{cpuid, snapshot};
+    use crate::vm::Vm;
 
     /// The snapshot's own processor with other values of some sub-leaves.
     fn host(changes: &[(u32, u32, [u32; 4])]) -> cpuid_amx::Host {
@@ -236,6 +283,58 @@ mod tests {
         }
     }
 
+    /// A file says of the guest what a source would say. On live KVM.
+    #[test]
+    fn a_snapshot_is_compared_with_all_of_the_host() {
+        let host = match Host::probe() {
+            Ok(host) => host,
+            Err(error) => {
+                println!("skipped: {error}");
+                return;
+            }
+        };
+        let kind = host.best_kind().unwrap();
+        let vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
+        let here = vm.capture(&host).unwrap();
+        assert_eq!(here.fit(&host), Ok(()));
+        let refused = |change: fn(&mut Snapshot)| {
+            let mut there = here.clone();
+            change(&mut there);
+            match Vm::restore(&host, &there) {
+                Err(RestoreError::Unfit(unfit)) => unfit.reasons().to_vec(),
+                Err(error) => panic!("{error}"),
+                Ok(_) => panic!("it is restored"),
+            }
+        };
+        if let Some(host_khz) = host.tsc_khz() {
+            let faster = refused(|there| {
+                there.tsc_khz = there.tsc_khz.map(|khz| khz + khz / 10);
+            });
+            let guest_khz = host_khz + host_khz / 10;
+            let tsc = Reason::Tsc {
+                guest_khz,
+                host_khz,
+            };
+            assert_eq!(faster, [tsc]);
+        }
+        let vendor = refused(|there| {
+            for entry in &mut there.vcpus[0].cpuid {
+                if entry.function == 0 {
+                    entry.ebx ^= 1;
+                }
+            }
+        });
+        assert!(matches!(vendor[..], [Reason::Vendor { .. }]), "{vendor:?}");
+        let unknown = refused(|there| {
+            let msr = Msr {
+                index: 0xdead,
+                data: 1,
+            };
+            there.vcpus[0].msrs.push(msr);
+        });
+        assert!(matches!(unknown[..], [Reason::Msr { index: 0xdead, .. }]));
+    }
+
     #[test]
     fn bits_are_written_as_in_the_manuals() {
         let reason = Reason::Cpuid {
@@ -247,6 +346,18 @@ mod tests {
         assert_eq!(
             reason.to_string(),
             "the guest sees CPUID.(EAX=7H,ECX=0):EBX[16, 31], which the host lacks"
+        );
+        let reason = Reason::CpuidNumber {
+            leaf: 0xa,
+            subleaf: 0,
+            register: "EAX",
+            bits: 0xff00,
+            guest: 8,
+            host: 4,
+        };
+        assert_eq!(
+            reason.to_string(),
+            "the guest sees CPUID.(EAX=AH,ECX=0):EAX[15:8] = 8, and the host has 4"
         );
     }
 }

@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 
+use crate::capture::read_msrs;
 use amx_guest::Kind;
 use cpuid_amx::kvm::SetCpuidError;
 use cpuid_amx::{GuestPermission, PermissionError};
@@ -88,7 +89,11 @@ impl Host {
             .map_err(HostError::Create)?;
         let layout = layout(guest_cpuid.as_slice())?;
         let xsave_size = XsaveSize::query(&vm, &vcpu)?.bytes();
-        let msr_indices = kvm.get_msr_index_list().map_err(HostError::MsrList)?;
+        let listed = kvm.get_msr_index_list().map_err(HostError::MsrList)?;
+        let mut msr_indices = listed.as_slice().to_vec();
+        let others = unlisted_msrs().filter(|index| !msr_indices.contains(index));
+        let others = read_msrs(&vcpu, &others.collect::<Vec<u32>>()).map_err(HostError::Create)?;
+        msr_indices.extend(others.iter().map(|msr| msr.index));
         Ok(Self {
             kvm,
             cpuid,
@@ -97,7 +102,7 @@ impl Host {
             description: cpuid_amx::host::probe_at(path),
             layout,
             xsave_size,
-            msr_indices: msr_indices.as_slice().to_vec(),
+            msr_indices,
             tsc_khz: vcpu.get_tsc_khz().ok(),
         })
     }
@@ -156,7 +161,8 @@ impl Host {
         self.description.kvm.as_ref().ok()?.guest_components
     }
 
-    /// The MSRs that a vCPU has: KVM_GET_MSR_INDEX_LIST.
+    /// The MSRs that a vCPU has: KVM_GET_MSR_INDEX_LIST, and those that it leaves out although they have
+    /// state, memory types and machine checks.
     #[must_use]
     pub fn msr_indices(&self) -> &[u32] {
         &self.msr_indices
@@ -210,6 +216,19 @@ impl Host {
             })
         })
     }
+}
+
+/// MSRs that a guest writes and KVM_GET_MSR_INDEX_LIST does not name: the memory type range registers and
+/// the machine check banks (SDM Vol. 4, table 2-2; arch/x86/kvm/mtrr.c, arch/x86/kvm/x86.c,
+/// set_msr_mce), as many as KVM has of them.
+fn unlisted_msrs() -> impl Iterator<Item = u32> {
+    // IA32_MTRR_DEF_TYPE; the fixed ranges; base and mask of the variable ones.
+    let memory = [0x2ff, 0x250, 0x258, 0x259]
+        .into_iter()
+        .chain(0x268..=0x26f)
+        .chain(0x200..=0x20f);
+    // IA32_MCG_STATUS, IA32_MCG_CTL; four for each of 32 banks.
+    memory.chain([0x17a, 0x17b]).chain(0x400..0x480)
 }
 
 /// CPUID.(EAX=7,ECX=0):ECX\[7\].

@@ -22,7 +22,9 @@
 //! | [`snapshot`] | a VM's state as checked data, and its bytes |
 //! | [`first_use`] | the moment at which a guest first uses AMX |
 //! | [`fit`] | whether a snapshot can go on here, or every reason why not |
+//! | `features` | the features other than AMX that two hosts have in common, or one lacks |
 //! | [`mod@file`] | a file that is there entirely or not at all |
+//! | [`words`] | an error with its causes, each said once |
 
 #![cfg_attr(
     test,
@@ -36,6 +38,7 @@
 
 pub mod bus;
 pub mod capture;
+mod features;
 pub mod file;
 pub mod first_use;
 pub mod fit;
@@ -51,6 +54,7 @@ pub mod restore;
 pub mod run;
 pub mod snapshot;
 pub mod vm;
+pub mod words;
 
 pub use bus::{Bus, BusError, Console, Doorbell};
 pub use capture::CaptureError;

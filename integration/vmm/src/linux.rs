@@ -51,10 +51,12 @@ const ENTRY_64: u64 = 0x200;
 /// for devices that it has not:
 /// - console, quiet: what is wrong is seen, each further line on the serial port costs time.
 /// - nokaslr, mitigations=off, clearcpuid=smap: a guest of an emulated host is slow enough.
-/// - tsc=reliable, no_timer_check: time as the host has it, taken as it is.
+/// - tsc=reliable, no_timer_check, nowatchdog: time as the host has it, taken as it is.
+/// - cryptomgr.notests, random.trust_cpu=on, audit=0, rcupdate.rcu_expedited=1: nothing is waited for that the
+///   guest's work does not need.
 /// - pci=off, i8042.*: there is no PCI bus and no keyboard.
 /// - reboot=a: through the reset register; the kernel's default is a BIOS, which there is not.
-/// - panic=-1: a guest that has crashed ends, with its report on the serial port.
+/// - oops=panic, panic=-1: a guest that has crashed ends, with its report on the serial port.
 pub const COMMAND_LINE_TEXT: &str = "console=ttyS0 quiet nokaslr mitigations=off clearcpuid=smap tsc=reliable \
     no_timer_check cryptomgr.notests random.trust_cpu=on pci=off i8042.nokbd i8042.noaux audit=0 \
     rcupdate.rcu_expedited=1 nowatchdog oops=panic reboot=a panic=-1";
@@ -68,7 +70,7 @@ pub struct Linux {
     pub initramfs: Vec<u8>,
     /// Words for the kernel; see [`COMMAND_LINE_TEXT`].
     pub command_line: String,
-    /// How many vCPUs, up to [`MAX_LINUX_VCPUS`](Self::MAX_VCPUS).
+    /// How many vCPUs, up to [`MAX_VCPUS`](Self::MAX_VCPUS).
     pub vcpus: u8,
     /// Bytes of memory.
     pub memory_bytes: u64,

@@ -20,9 +20,10 @@ use crate::bus::{Bus, BusError};
 use crate::first_use::{FirstUse, Gate};
 use crate::kick::{self, Kick, Kickable};
 
-/// How many exits one instruction may take to be completed. REP OUTSB takes one per chunk, a memory
-/// access one per page and eight bytes.
-const MAX_COMPLETIONS: u32 = 64;
+/// How many exits one instruction may take to be completed. REP OUTSB takes one per chunk, a memory access
+/// one per page and eight bytes, REP MOVS from where no memory is one for each element, up to 1024 of them
+/// before KVM looks at `immediate_exit` (arch/x86/kvm/emulate.c, x86_emulate_insn).
+const MAX_COMPLETIONS: u32 = 4096;
 
 /// Why the vCPUs do not run any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

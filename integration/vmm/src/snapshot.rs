@@ -28,6 +28,8 @@ pub use parse::{PageError, SnapshotError, VcpuCause};
 pub struct Snapshot {
     pub(crate) vcpus: Vec<VcpuState>,
     pub(crate) memory: Pages,
+    /// The frequency of the guest's TSC in kHz; `None` where KVM did not know it.
+    pub(crate) tsc_khz: Option<u32>,
     /// A bare guest has none.
     pub(crate) platform: Option<Platform>,
 }

@@ -31,9 +31,9 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 
 /// A VM that is not running. [`run`](Self::run) lets it run for a while.
 pub struct Vm {
-    // Before `vm` and `memory`: the kernel uses both as long as a vCPU exists.
+    // Before `memory`: the vCPUs are gone when the mapping goes, and without one nobody is in the guest.
     pub(crate) vcpus: Vec<VcpuFd>,
-    // Shared with the devices that raise interrupts.
+    // Shared with the devices that raise interrupts, which may outlive the mapping.
     pub(crate) fd: Arc<VmFd>,
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) memory_bytes: u64,
@@ -260,8 +260,10 @@ fn set_memory(
         userspace_addr: memory::host_address(memory)?,
     };
     // SAFETY: `memory` maps `memory_bytes` bytes at that address, for guests only: this process
-    // reads and writes them through vm-memory, which expects them to change. `Vm` keeps the mapping
-    // until the VM and its vCPUs are gone; a failed call leaves no slot behind.
+    // reads and writes them through vm-memory, which expects them to change. Only vCPUs, and ioctls of
+    // this `Vm`, make the kernel use a slot, and `Vm` drops its vCPUs before the mapping: a VM that devices
+    // keep open longer only takes interrupts, which go to no memory. Another call for the same mapping
+    // changes the flags, or fails and leaves them.
     unsafe { fd.set_user_memory_region(region) }.map_err(VmError::MemoryRegion)
 }
 

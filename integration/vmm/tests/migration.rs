@@ -11,13 +11,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use amx_guest::{Kind, Workload};
+use amx_vmm::linux::Guest;
 use amx_vmm::migration::destination::Stream;
 use amx_vmm::migration::frame::FrameError;
 use amx_vmm::migration::{Options, ReceiveError, Received, Report, SendError, receive, send};
-use amx_vmm::{Console, Ended, Host, Vm};
+use amx_vmm::{Bus, BusError, Console, Ended, Host, Vm};
 use support::{finish, host, workloads};
 
 /// Bytes of a message without content.
@@ -180,4 +181,65 @@ fn wherever_it_is_cut_at_the_commitment_one_side_has_the_guest() {
             ),
         }
     }
+}
+
+/// Counts what the guest tells its devices.
+#[derive(Default)]
+struct Counter(AtomicUsize);
+
+impl Bus for Counter {
+    fn port_write(&self, _vcpu: u8, _port: u16, _data: &[u8]) -> Result<(), BusError> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+/// Who accepts late, or describes itself slowly, does not hold a running guest.
+#[test]
+fn the_guest_runs_while_the_destination_takes_its_time() {
+    let Some(host) = host() else { return };
+    let mut vm = Vm::boot_counter(&host, 1, u64::MAX).expect("the guest boots");
+    let (here, mut there) = UnixStream::pair().expect("a socket");
+    let counter = Counter::default();
+    let options = Options {
+        patience: PATIENCE,
+        ..Options::default()
+    };
+    let sent = thread::scope(|scope| {
+        let destination = scope.spawn(|| {
+            let mut hello = [0; MESSAGE];
+            there.read_exact(&mut hello).expect("the source says so");
+            let before = counter.0.load(Ordering::SeqCst);
+            let asked = Instant::now();
+            while counter.0.load(Ordering::SeqCst) < before + 100 {
+                assert!(asked.elapsed() < PATIENCE / 2, "it stands still");
+                thread::yield_now();
+            }
+            drop(there);
+        });
+        let sent = send(&mut vm, &host, (&counter, None), here, &options, |_| {});
+        destination.join().expect("it runs");
+        sent
+    });
+    assert!(matches!(sent, Err(SendError::Frame(_))), "{sent:?}");
+}
+
+#[test]
+fn a_bare_guest_is_not_taken_for_a_linux_guest() {
+    let Some(host) = host() else { return };
+    let (_, mut vm, workloads) = guest(&host);
+    let (here, there) = UnixStream::pair().expect("a socket");
+    let options = Options {
+        patience: PATIENCE,
+        ..Options::default()
+    };
+    let (sent, received) = thread::scope(|scope| {
+        let received = scope.spawn(|| Guest::receive(&host, there, PATIENCE, |_| {}).err());
+        let console = Console::default();
+        let sent = send(&mut vm, &host, (&console, None), here, &options, |_| {});
+        (sent, received.join().expect("it does not panic"))
+    });
+    assert!(matches!(received, Some(ReceiveError::Bare)), "{received:?}");
+    assert!(matches!(sent, Err(SendError::Refused { .. })), "{sent:?}");
+    assert_right(vm, &workloads);
 }

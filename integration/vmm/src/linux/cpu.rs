@@ -24,6 +24,10 @@ const BOOT_DATA: u16 = 0x18;
 const HYPERVISOR: u32 = 1 << 31;
 /// CPUID.01H:ECX[5].
 const VMX: u32 = 1 << 5;
+/// CPUID.80000001H:ECX[2].
+const SVM: u32 = 1 << 2;
+/// AMD's leaf of SVM.
+const SVM_LEAF: u32 = 0x8000_000a;
 /// CPUID.01H:ECX[24].
 const TSC_DEADLINE: u32 = 1 << 24;
 /// CPUID.01H:EDX[28]: more than one logical processor.
@@ -56,7 +60,7 @@ fn with_topology(
     let shift = identifiers.trailing_zeros();
     let mut entries: Vec<kvm_cpuid_entry2> = supported
         .iter()
-        .filter(|entry| !matches!(entry.function, 0xb | 0x1f))
+        .filter(|entry| !matches!(entry.function, 0xb | 0x1f | SVM_LEAF))
         .copied()
         .collect();
     for entry in &mut entries {
@@ -70,6 +74,7 @@ fn with_topology(
                 // VMM does not move its state, and the capabilities in its MSRs differ between kernels.
                 entry.ecx = entry.ecx & !VMX | HYPERVISOR | if deadline { TSC_DEADLINE } else { 0 };
             }
+            0x8000_0001 => entry.ecx &= !SVM,
             4 if entry.eax & 0x1f != 0 => {
                 entry.eax = entry.eax & 0x3fff | identifiers.saturating_sub(1) << 26;
             }
@@ -181,6 +186,8 @@ mod tests {
             (7, 0, [2, 0, 0, 0]),
             (0xb, 0, [0, 1, 0x100, 9]),
             (0x1f, 0, [0, 1, 0x100, 9]),
+            (0x8000_0001, 0, [0, 0, SVM | 1, 0]),
+            (SVM_LEAF, 0, [1, 8, 0, 1]),
         ]
         .into_iter()
         .map(|(function, index, [eax, ebx, ecx, edx])| kvm_cpuid_entry2 {
@@ -230,6 +237,8 @@ mod tests {
                 assert_eq!(leaf(&entries, 4, 3)[0], 0, "no cache, no cores");
                 assert_eq!(leaf(&entries, 0x1f, 0), [0; 4]);
                 assert_eq!(leaf(&entries, 7, 0), [2, 0, 0, 0]);
+                assert_eq!(leaf(&entries, 0x8000_0001, 0), [0, 0, 1, 0]);
+                assert_eq!(leaf(&entries, SVM_LEAF, 0), [0; 4]);
             }
         }
     }

@@ -76,6 +76,7 @@ impl Devices {
             .map_err(DevicesError::Serial)?;
         let this = Self::with_serial(serial);
         this.lock_log().write(&state.line);
+        this.wish.store(state.wish, Ordering::SeqCst);
         Ok(this)
     }
 
@@ -106,13 +107,20 @@ impl Devices {
                 in_buffer: serial.in_buffer,
             },
             line: self.lock_log().partial.clone(),
+            wish: self.wish.load(Ordering::SeqCst),
         }
     }
 
-    /// What the guest has written to its serial port.
+    /// What the guest has written to its serial port, up to 1 MiB, without what was taken.
     #[must_use]
     pub fn console(&self) -> String {
         String::from_utf8_lossy(&self.lock_serial().writer().0).into_owned()
+    }
+
+    /// Takes what the guest has written to its serial port since it was taken last.
+    #[must_use]
+    pub fn take_console(&self) -> Vec<u8> {
+        std::mem::take(&mut self.lock_serial().writer_mut().0)
     }
 
     /// What the guest's init has reported.
@@ -235,6 +243,8 @@ pub struct State {
     serial: SerialRegisters,
     /// What the guest has written of a line.
     line: Vec<u8>,
+    /// What its init was asked for, as it reads it.
+    wish: u8,
 }
 
 /// The registers of the serial port, as vm-superio has them.

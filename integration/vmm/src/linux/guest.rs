@@ -11,8 +11,8 @@ use super::log::{Log, Process};
 use super::{Linux, LinuxError};
 use crate::capture::CaptureError;
 use crate::host::Host;
-use crate::migration::destination::Stream;
-use crate::migration::{self, Offer, Options, Progress, ReceiveError, Received, Report, SendError};
+use crate::migration::destination::{Stream, take_linux};
+use crate::migration::{self, Offer, Options, Progress, ReceiveError, Report, SendError};
 use crate::restore::RestoreError;
 use crate::run::RunError;
 use crate::snapshot::Snapshot;
@@ -62,10 +62,7 @@ impl Guest {
         progress: impl FnMut(usize),
     ) -> Result<(Self, usize), ReceiveError> {
         let offer = Offer::of(host);
-        let Received { vm, devices, pages } =
-            migration::receive_with(host, &offer, stream, patience, progress)?;
-        // A bare guest has none. It is here now, and not to be lost for that.
-        let devices = devices.unwrap_or_else(|| Devices::new(&vm));
+        let (vm, devices, pages) = take_linux(host, &offer, stream, patience, progress)?;
         Ok((Self { vm, devices }, pages))
     }
 

@@ -86,13 +86,40 @@ pub fn receive_with<S: Stream>(
     offer: &Offer,
     stream: S,
     patience: Duration,
-    mut progress: impl FnMut(usize),
+    progress: impl FnMut(usize),
 ) -> Result<Received, ReceiveError> {
+    take(host, offer, stream, patience, progress, Ok)
+}
+
+/// As [`receive_with`], of Linux guests only: their devices with them.
+pub(crate) fn take_linux<S: Stream>(
+    host: &Host,
+    offer: &Offer,
+    stream: S,
+    patience: Duration,
+    progress: impl FnMut(usize),
+) -> Result<(Vm, Devices, usize), ReceiveError> {
+    take(host, offer, stream, patience, progress, |received| {
+        let devices = received.devices.ok_or(ReceiveError::Bare)?;
+        Ok((received.vm, devices, received.pages))
+    })
+}
+
+/// `accept` is asked before the source is told that all is in place.
+fn take<S: Stream, T>(
+    host: &Host,
+    offer: &Offer,
+    stream: S,
+    patience: Duration,
+    mut progress: impl FnMut(usize),
+    accept: impl FnOnce(Received) -> Result<T, ReceiveError>,
+) -> Result<T, ReceiveError> {
     stream
         .set_patience(Some(patience))
         .map_err(FrameError::from)?;
     let mut link = Link::new(stream);
-    let received = match arrive(host, offer, &mut link, &mut progress) {
+    let arrived = arrive(host, offer, &mut link, &mut progress);
+    let received = match arrived.and_then(accept) {
         Ok(received) => received,
         Err(error) => {
             // The source wants to know, if it is still there.
@@ -170,7 +197,7 @@ fn arrive<S: Stream>(
                 offer.check(&Candidate {
                     vcpus: &snapshot.vcpus,
                     memory_bytes: vm.memory_bytes,
-                    tsc_khz: None,
+                    tsc_khz: snapshot.tsc_khz,
                 })?;
                 vm.restore_into(host, &snapshot)?;
                 // Behind Ready nothing may fail any more.
@@ -245,6 +272,9 @@ pub enum ReceiveError {
         /// In the first message.
         promised: bool,
     },
+    /// It is a guest without the devices of a PC, and none such is wanted.
+    #[error("it is a bare guest, and here only Linux guests go on")]
+    Bare,
     /// The guest cannot go on here.
     #[error(transparent)]
     Unfit(#[from] Unfit),

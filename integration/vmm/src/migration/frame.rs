@@ -20,7 +20,7 @@ use crate::memory::PAGE_BYTES;
 use crate::snapshot::header::MAX_STATE_BYTES;
 
 /// The version of the protocol that this program speaks, and the only one.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// Pages of one message.
 pub const PAGES: usize = 128;
 
@@ -43,7 +43,7 @@ pub enum Message {
     Refuse(String),
     /// Source: pages by their numbers, with their content one after the other.
     Pages {
-        /// Ascending.
+        /// Ascending where this program sends them; the same page may come again.
         numbers: Vec<u32>,
         /// [`PAGE_BYTES`] for each.
         content: Vec<u8>,
@@ -331,12 +331,24 @@ fn checksum(header: &[u8], content: &[u8]) -> u32 {
     hasher.finalize()
 }
 
+/// What an error of the stream means here.
+fn stream(error: &io::Error) -> String {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
+    match error.kind() {
+        WouldBlock | TimedOut => "not a byte came or went for too long".to_owned(),
+        UnexpectedEof | BrokenPipe | ConnectionReset => {
+            "the other side has closed the connection, or has ended".to_owned()
+        }
+        _ => format!("the connection: {error}"),
+    }
+}
+
 /// A message could not be sent or received.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FrameError {
     /// The stream was cut, or has said nothing for too long.
-    #[error("the connection: {0}")]
+    #[error("{}", stream(.0))]
     Stream(#[from] io::Error),
     /// There is no such message.
     #[error("there is no message of kind {kind}")]

@@ -1,9 +1,9 @@
 //! What a destination says of itself before anything comes, and whether a guest fits that.
 
-use cpuid_amx::CpuidTable;
 use serde::{Deserialize, Serialize};
 
 use super::frame::VERSION;
+use crate::features;
 use crate::fit::{self, Reason, Unfit};
 use crate::host::Host;
 use crate::memory::MAX_MEMORY_BYTES;
@@ -56,7 +56,11 @@ impl Offer {
     /// that it sees and does not use is a reason too.
     pub(crate) fn check(&self, guest: &Candidate<'_>) -> Result<(), Unfit> {
         let mut reasons: Vec<Reason> = fit::extended(guest.vcpus, &self.host).collect();
-        reasons.extend(self.features(guest.vcpus));
+        // All vCPUs of a guest have the same features; the host without KVM has been named.
+        let sees = guest.vcpus.first().map(|vcpu| &vcpu.cpuid);
+        if let Some((sees, has)) = sees.zip(self.host.guest_cpuid()) {
+            reasons.extend(features::missing(sees, has));
+        }
         reasons.extend(self.registers(guest.vcpus));
         let vcpus = u32::try_from(guest.vcpus.len()).unwrap_or(u32::MAX);
         if vcpus > self.vcpus {
@@ -80,30 +84,6 @@ impl Offer {
         Unfit::unless_empty(reasons)
     }
 
-    /// Features of CPUID that the guest sees and the host lacks.
-    fn features(&self, vcpus: &[VcpuState]) -> Vec<Reason> {
-        let guest = vcpus.first().map(|vcpu| &vcpu.cpuid);
-        let (Some(guest), Some(host)) = (guest, self.host.guest_cpuid()) else {
-            return Vec::new();
-        };
-        let registers = FEATURES.iter().flat_map(|&(leaf, subleaf, masks)| {
-            let sees = guest.leaf(leaf, subleaf);
-            let has = host.leaf(leaf, subleaf);
-            let values = sees.into_iter().zip(has).zip(masks);
-            values
-                .zip(["EAX", "EBX", "ECX", "EDX"])
-                .map(move |(((sees, has), mask), register)| Reason::Cpuid {
-                    leaf,
-                    subleaf,
-                    register,
-                    bits: sees & !has & mask,
-                })
-        });
-        registers
-            .filter(|reason| !matches!(reason, Reason::Cpuid { bits: 0, .. }))
-            .collect()
-    }
-
     /// MSRs that have a value and cannot be written there.
     fn registers(&self, vcpus: &[VcpuState]) -> impl Iterator<Item = Reason> {
         let known = |index| self.msrs.contains(&index);
@@ -118,49 +98,6 @@ impl Offer {
         })
     }
 }
-
-const ALL: u32 = u32::MAX;
-
-/// Where CPUID has features, one bit for each (SDM Vol. 2, CPUID; AMD APM Vol. 3, appendix E;
-/// Documentation/virt/kvm/x86/cpuid.rst): `[eax, ebx, ecx, edx]`.
-///
-/// Without those that follow from other registers or from the number of vCPUs, that KVM implements
-/// whatever it reports, or that [`fit::extended`] compares.
-const FEATURES: [(u32, u32, [u32; 4]); 9] = [
-    // MONITOR, TSC-deadline, OSXSAVE and hypervisor; APIC and HTT.
-    (
-        1,
-        0,
-        [
-            0,
-            0,
-            !(1 << 3 | 1 << 24 | 1 << 27 | 1 << 31),
-            !(1 << 9 | 1 << 28),
-        ],
-    ),
-    // OSPKE, and MAWAU, which is a number; AMX-BF16, AMX-TILE and AMX-INT8.
-    (
-        7,
-        0,
-        [
-            0,
-            ALL,
-            !(1 << 4 | 0x1f << 17),
-            !(1 << 22 | 1 << 24 | 1 << 25),
-        ],
-    ),
-    // AMX-FP16; AMX-COMPLEX.
-    (7, 1, [!(1 << 21), ALL, ALL, !(1 << 8)]),
-    (7, 2, [0, 0, 0, ALL]),
-    // KVM's own: clocks, asynchronous page faults, ...
-    (0x4000_0001, 0, [ALL, 0, 0, 0]),
-    // CmpLegacy; APIC.
-    (0x8000_0001, 0, [0, 0, !(1 << 1), !(1 << 9)]),
-    // The invariant TSC, among others.
-    (0x8000_0007, 0, [0, 0, 0, ALL]),
-    (0x8000_0008, 0, [0, ALL, 0, 0]),
-    (0x8000_0021, 0, [ALL, 0, 0, 0]),
-];
 
 /// Within the 250 ppm up to which KVM does not scale (arch/x86/kvm/x86.c, `tsc_tolerance_ppm`).
 fn same_frequency(a_khz: u32, b_khz: u32) -> bool {
@@ -188,7 +125,7 @@ mod json {
 #[cfg(test)]
 pub(super) mod tests {
     use cpuid_amx::host::MAX_ENTRIES;
-    use cpuid_amx::{Entry, Host, Table};
+    use cpuid_amx::{CpuidTable, Entry, Host, Table};
 
     use super::*;
     use crate::snapshot::tests::{cpuid, snapshot};

@@ -109,7 +109,9 @@ pub struct Report {
 
 /// Moves the guest of `vm` to whoever is at the other end of `stream`, and tells `progress` after each
 /// round and after each message of pages: of half a MiB, so that a look at the clock costs nothing beside it.
-/// Until it is stopped the guest runs on, with `bus` (and `devices`, where it has any).
+/// Until it is stopped the guest runs on, with `bus` (and `devices`, where it has any). A guest whose first use
+/// of AMX is watched ([`Vm::run_watched`]) has to have made it, or to have its filter lifted, before: here nobody
+/// answers.
 ///
 /// `Ok` means that the destination has the guest: `vm` must not run again, and is best dropped.
 ///
@@ -130,9 +132,10 @@ pub fn send<S: Stream, B: Bus>(
         .set_patience(Some(options.patience))
         .map_err(FrameError::from)?;
     let mut link = Link::new(stream);
-    agree(&mut link, vm, host, guest.1.is_some())?;
+    agree(&mut link, vm, host, guest, options)?;
     vm.log_dirty_pages(true).map_err(SendError::DirtyLog)?;
-    let moved = rounds(&mut link, vm, host, guest, options, &mut progress);
+    let moved = rounds(&mut link, vm, host, guest, options, &mut progress)
+        .or_else(|error| refuse(&mut link, error));
     // The guest that stays is not to pay for it. Of one that has gone, nobody cares.
     let log_off = vm.log_dirty_pages(false).map_err(SendError::DirtyLog);
     let Sent {
@@ -154,22 +157,29 @@ pub fn send<S: Stream, B: Bus>(
     })
 }
 
-/// The destination describes itself, and the guest is compared with that.
-fn agree<S: Stream>(
+/// The destination describes itself while the guest runs, which is then compared with that.
+fn agree<S: Stream, B: Bus>(
     link: &mut Link<S>,
-    vm: &Vm,
+    vm: &mut Vm,
     host: &Host,
-    has_platform: bool,
+    guest: (&B, Option<&Devices>),
+    options: &Options,
 ) -> Result<(), SendError> {
-    link.send(&Message::Hello(Hello {
+    let hello = Hello {
         version: VERSION,
         memory_bytes: vm.memory_bytes,
-        has_platform,
-    }))?;
-    let offer = match link.receive()? {
-        Message::Offer(offer) => offer,
-        other => return Err(SendError::unexpected(&other)),
+        has_platform: guest.1.is_some(),
     };
+    let offer = while_running(&mut vm.vcpus, guest.0, options, || {
+        link.send(&Message::Hello(hello))?;
+        match link.receive()? {
+            Message::Offer(offer) => Ok(offer),
+            other => Err(SendError::unexpected(&other)),
+        }
+    })?;
+    if guest.0.stops(0) {
+        return refuse(link, SendError::GuestEnded);
+    }
     if offer.version != VERSION {
         let error = SendError::Version {
             found: offer.version,
@@ -188,9 +198,11 @@ fn agree<S: Stream>(
     fits.or_else(|error| refuse(link, error))
 }
 
-/// Tells the other side, if it still listens.
+/// Tells the other side, if it does not know and still listens.
 fn refuse<S: Stream, T>(link: &mut Link<S>, error: SendError) -> Result<T, SendError> {
-    let _ = link.send(&Message::Refuse(error.to_string()));
+    if !matches!(error, SendError::Frame(_) | SendError::Refused { .. }) {
+        let _ = link.send(&Message::Refuse(error.to_string()));
+    }
     Err(error)
 }
 
@@ -216,35 +228,25 @@ fn rounds<S: Stream, B: Bus>(
     let mut numbers: Option<Vec<u32>> = None;
     let mut numbers = loop {
         let round = u32::try_from(rounds.len()).unwrap_or(u32::MAX);
-        let (vcpus, memory, memory_bytes) = (&mut vm.vcpus, &vm.memory, vm.memory_bytes);
-        // What is never sent: that the sender is gone is the sign.
-        let (over, round_over) = mpsc::channel();
-        let sent = thread::scope(|scope| {
-            let runs = scope.spawn(|| run_until(round_over, vcpus, guest.0, options));
-            let mut send = || {
-                let numbers = match numbers.take() {
-                    Some(numbers) => numbers,
-                    None => Pages::nonzero(memory, memory_bytes)?,
-                };
-                let start = Instant::now();
-                send_pages(link, memory, &numbers, |sent, of| {
-                    progress(&Progress::Pages {
-                        round,
-                        stopped: false,
-                        sent,
-                        of,
-                    });
-                })?;
-                Ok((numbers.len(), start))
+        let (memory, memory_bytes) = (&vm.memory, vm.memory_bytes);
+        let (pages, start) = while_running(&mut vm.vcpus, guest.0, options, || {
+            let numbers = match numbers.take() {
+                Some(numbers) => numbers,
+                None => Pages::nonzero(memory, memory_bytes)?,
             };
-            let sent = send();
-            drop::<mpsc::Sender<()>>(over);
-            let ran = runs.join().unwrap_or(Err(RunError::ThreadDied));
-            ran.map_err(SendError::Guest).and(sent)
-        });
-        let (pages, start) = sent?;
+            let start = Instant::now();
+            send_pages(link, memory, &numbers, |sent, of| {
+                progress(&Progress::Pages {
+                    round,
+                    stopped: false,
+                    sent,
+                    of,
+                });
+            })?;
+            Ok((numbers.len(), start))
+        })?;
         if guest.0.stops(0) {
-            return refuse(link, SendError::GuestEnded);
+            return Err(SendError::GuestEnded);
         }
         let changed = vm.dirty_pages().map_err(SendError::DirtyLog)?;
         let this = measured(round, false, pages, changed.len(), start.elapsed());
@@ -274,10 +276,11 @@ fn rounds<S: Stream, B: Bus>(
         });
     })?;
     let last = measured(round, true, numbers.len(), 0, stopped_at.elapsed());
-    progress(&Progress::Round(last));
     rounds.push(last);
     let state_bytes = state.len();
     link.send(&Message::State(state))?;
+    // Not before: whoever is told may take his time, and the destination has something to do now.
+    progress(&Progress::Round(last));
     match link.receive()? {
         Message::Ready => Ok(Sent {
             rounds,
@@ -322,9 +325,27 @@ fn measured(round: u32, stopped: bool, pages: usize, changed: usize, time: Durat
     }
 }
 
-/// Lets the vCPUs run, for their share of the time, until the round is over or the guest has ended.
+/// Does `work` while the guest runs.
+fn while_running<B: Bus, T>(
+    vcpus: &mut [VcpuFd],
+    bus: &B,
+    options: &Options,
+    work: impl FnOnce() -> Result<T, SendError>,
+) -> Result<T, SendError> {
+    // What is never sent: that the sender is gone is the sign.
+    let (over, work_over) = mpsc::channel();
+    thread::scope(|scope| {
+        let runs = scope.spawn(|| run_until(work_over, vcpus, bus, options));
+        let done = work();
+        drop::<mpsc::Sender<()>>(over);
+        let ran = runs.join().unwrap_or(Err(RunError::ThreadDied));
+        ran.map_err(SendError::Guest).and(done)
+    })
+}
+
+/// Lets the vCPUs run, for their share of the time, until the work is over or the guest has ended.
 fn run_until<B: Bus>(
-    round_over: mpsc::Receiver<()>,
+    work_over: mpsc::Receiver<()>,
     vcpus: &mut [VcpuFd],
     bus: &B,
     options: &Options,
@@ -332,7 +353,7 @@ fn run_until<B: Bus>(
     let pause = pause(options.throttle_percent);
     while !bus.stops(0) {
         run::run(vcpus, None, bus, SLICE)?;
-        if round_over.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+        if work_over.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
             break;
         }
     }
@@ -378,6 +399,7 @@ fn captured(
     let snapshot = Snapshot {
         vcpus: vm.capture_vcpus(host, platform.is_some())?,
         memory: Pages::default(),
+        tsc_khz: vm.tsc_khz(),
         platform,
     };
     let vcpus = snapshot.at_stop();

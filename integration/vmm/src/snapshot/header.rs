@@ -5,7 +5,7 @@
 //! | 0..8 | magic |
 //! | 8..12 | version |
 //! | 12..16 | bytes of the header |
-//! | 16..24 | bytes of the vCPUs' registers |
+//! | 16..24 | bytes of the state of vCPUs and devices |
 //! | 24..32 | bytes of guest memory |
 //! | 32..36 | pages in the file |
 //! | 36..40 | bytes of a page |
@@ -24,8 +24,8 @@ pub const HEADER_BYTES: usize = 64;
 /// The first eight bytes: a transfer as text would change them.
 pub const MAGIC: [u8; 8] = *b"\x89VMMAMX\n";
 /// The version that this program writes, and the only one that it reads.
-pub const VERSION: u32 = 2;
-/// The most bytes that the vCPUs' registers may have.
+pub const VERSION: u32 = 3;
+/// The most bytes that the state of vCPUs and devices may have.
 pub const MAX_STATE_BYTES: u64 = 16 << 20;
 
 const PAGE: u32 = 4096;
@@ -240,8 +240,8 @@ pub enum HeaderError {
         /// Of the guest's memory.
         memory_bytes: u64,
     },
-    /// The registers are longer than any can be.
-    #[error("{found} bytes of registers; the limit is {limit_bytes}")]
+    /// The state is longer than any can be.
+    #[error("{found} bytes of state of vCPUs and devices; the limit is {limit_bytes}")]
     StateBytes {
         /// The file's.
         found: u64,

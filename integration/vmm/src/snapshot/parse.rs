@@ -58,6 +58,7 @@ impl Snapshot {
         Ok(Self {
             vcpus: vcpus(state.vcpus, state.extended, platform.is_some())?,
             memory,
+            tsc_khz: state.tsc_khz,
             platform,
         })
     }
@@ -192,11 +193,11 @@ pub enum SnapshotError {
         /// Of what is there.
         computed: u32,
     },
-    /// The registers cannot be read.
-    #[error("the vCPUs' registers: {0}")]
+    /// The state cannot be read.
+    #[error("the state of vCPUs and devices: {0}")]
     Postcard(#[from] postcard::Error),
-    /// There is something behind the registers.
-    #[error("{bytes} bytes behind the vCPUs' registers")]
+    /// There is something behind it.
+    #[error("{bytes} bytes behind the state of vCPUs and devices")]
     TrailingBytes {
         /// How many.
         bytes: usize,

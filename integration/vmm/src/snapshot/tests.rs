@@ -100,6 +100,7 @@ pub(crate) fn snapshot() -> Snapshot {
             numbers: vec![1, 63],
             content: (0..2 * PAGE_BYTES).map(|i| (i / 7) as u8).collect(),
         },
+        tsc_khz: Some(2_000_000),
         platform: None,
     }
 }
@@ -357,8 +358,8 @@ fn each_field_of_the_header_has_its_error() {
     let huge = u64::MAX.to_le_bytes();
     assert!(matches!(error(0, b"x"), HeaderError::Magic { .. }));
     assert!(matches!(
-        error(8, &[3]),
-        HeaderError::Version { found: 3, .. }
+        error(8, &[4]),
+        HeaderError::Version { found: 4, .. }
     ));
     assert!(matches!(
         error(12, &[65]),
@@ -391,6 +392,7 @@ fn with_state(
     let mut state = State {
         vcpus: snapshot.vcpus.iter().map(Vcpu::from).collect(),
         extended: &extended,
+        tsc_khz: snapshot.tsc_khz,
         platform: snapshot.platform.as_ref().map(WirePlatform::from),
     };
     change(&mut state);
@@ -574,6 +576,7 @@ fn the_number_of_vcpus_is_limited() {
         let state = State {
             vcpus: all.iter().map(Vcpu::from).collect(),
             extended: &[],
+            tsc_khz: None,
             platform: None,
         };
         let state = postcard::to_allocvec(&state).unwrap();

@@ -16,6 +16,7 @@ pub(super) struct State<'a> {
     pub(super) vcpus: Vec<Vcpu<'a>>,
     /// The extended states of all vCPUs, in xsave-state's container.
     pub(super) extended: &'a [u8],
+    pub(super) tsc_khz: Option<u32>,
     pub(super) platform: Option<Platform<'a>>,
 }
 
@@ -77,6 +78,7 @@ impl Snapshot {
         let state = State {
             vcpus: self.vcpus.iter().map(Vcpu::from).collect(),
             extended: &extended,
+            tsc_khz: self.tsc_khz,
             platform: self.platform.as_ref().map(Platform::from),
         };
         // It fails where a sequence does not know its length or the buffer is full: these do, and a
