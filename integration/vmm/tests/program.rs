@@ -6,14 +6,17 @@
 
 mod support;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 use support::{host, linux_guest};
 use tempfile::TempDir;
@@ -133,6 +136,158 @@ impl Folder {
     }
 }
 
+fn status(program: &Path, control: &str) -> Value {
+    let output = run(program, &["status", "--control", control, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    events(&output).remove(0)
+}
+
+/// Waits until the guest is up and each process of it has been right, once more than `before`.
+fn works(program: &Path, control: &str, before: &Value) -> Value {
+    let mut now = Value::Null;
+    for _ in 0..100 {
+        now = status(program, control);
+        let processes = now["verdict"]["processes"].as_array().expect("a list");
+        let before = before["verdict"]["processes"].as_array();
+        let done = |number: usize, process: &Value| {
+            let before = before.and_then(|before| before[number]["rounds_here"].as_u64());
+            process["rounds_here"].as_u64() > before.or(Some(0)) || !process["lacks"].is_null()
+        };
+        if (0..)
+            .zip(processes)
+            .all(|(number, process)| done(number, process))
+        {
+            break;
+        }
+    }
+    assert_eq!(now["verdict"]["right"], true, "{now:#}");
+    assert_eq!(now["state"], "running", "{now:#}");
+    now
+}
+
+/// Kinds of messages: docs of `migration::frame`.
+const COMMIT: u32 = 7;
+const RUNNING: u32 = 8;
+const NONSENSE: [u8; 16] = [0xff; 16];
+
+/// Stands between source and destination. The source hears nonsense as the answer to Commit, which the
+/// destination hears or does not.
+fn between(at: &str, to: &str, hears_commit: bool) -> thread::JoinHandle<()> {
+    let listener = UnixListener::bind(at).expect("the path is free");
+    let destination = UnixStream::connect(to).expect("it waits");
+    thread::spawn(move || {
+        let (mut source, _) = listener.accept().expect("the source comes");
+        let (back, mut answered) = (
+            destination.try_clone().expect("a socket"),
+            source.try_clone().expect("a socket"),
+        );
+        let answers = thread::spawn(move || {
+            if pass(&back, &answered, RUNNING).is_some() {
+                answered.write_all(&NONSENSE).expect("the source listens");
+            }
+        });
+        let until = if hears_commit { u32::MAX } else { COMMIT };
+        if pass(&source, &destination, until).is_some() {
+            source.write_all(&NONSENSE).expect("the source listens");
+            destination.shutdown(Shutdown::Both).expect("it is open");
+        }
+        answers.join().expect("it does not panic");
+    })
+}
+
+/// Passes messages on, up to one of this kind or to the end.
+fn pass(mut from: &UnixStream, mut to: &UnixStream, until: u32) -> Option<()> {
+    from.set_read_timeout(Some(PATIENCE)).expect("it is not 0");
+    loop {
+        let mut header = [0; 16];
+        from.read_exact(&mut header).ok()?;
+        let [kind, _, bytes, _] = *header.as_chunks::<4>().0 else {
+            panic!("it has four fields")
+        };
+        if u32::from_le_bytes(kind) == until {
+            return Some(());
+        }
+        let mut content = vec![0; u32::from_le_bytes(bytes) as usize];
+        from.read_exact(&mut content).ok()?;
+        to.write_all(&[&header[..], &content].concat()).ok()?;
+    }
+}
+
+/// Nobody can tell a source whose answer is nonsense who has the guest. It stands still there until the
+/// operator, who looks at the destination, says so.
+#[test]
+fn a_guest_that_may_be_elsewhere_stands_still_until_the_operator_decides() {
+    let Some((_, linux)) = linux_guest() else {
+        return;
+    };
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let [here, there] = ["here", "there"].map(|name| folder.path(name));
+    let kernel = linux.kernel.to_str().expect("it is text");
+    let mut source = Beside::start(program, &["run", "--kernel", kernel, "--control", &here]);
+    source.state("running");
+    works(program, &here, &Value::Null);
+
+    let undecided = |socket: &str, hears_commit: bool, source: &mut Beside| {
+        let between_them = format!("{socket}-between");
+        let relay = between(&between_them, socket, hears_commit);
+        let output = run(
+            program,
+            &[
+                "send",
+                &between_them,
+                "--control",
+                &here,
+                "--json",
+                "--patience-s",
+                "300",
+            ],
+        );
+        relay.join().expect("it does not panic");
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        let told = events(&output);
+        assert_eq!(named(&told, "undecided").len(), 1, "{told:#?}");
+        assert_eq!(source.event("undecided"), *named(&told, "undecided")[0]);
+    };
+
+    // The destination has not heard of it, and ends. So the source may go on.
+    let socket = folder.path("first");
+    let mut never = Beside::start(program, &["receive", &socket]);
+    never.state("waiting");
+    undecided(&socket, false, &mut source);
+    assert_eq!(never.ends().0, Some(3));
+    let stands = status(program, &here);
+    assert_eq!(stands["state"], "undecided");
+    let output = run(program, &["send", &socket, "--control", &here, "--json"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let reason = events(&output).remove(0)["reason"].to_string();
+    assert!(
+        reason.contains("amx-vmm resume") && reason.contains("amx-vmm stop"),
+        "{reason}"
+    );
+    assert_eq!(status(program, &here), stands, "it does not run");
+    let output = run(program, &["resume", "--control", &here, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    works(program, &here, &stands);
+
+    // The destination has it. So the source lets go.
+    let socket = folder.path("second");
+    let mut destination = Beside::start(program, &["receive", &socket, "--control", &there]);
+    destination.state("waiting");
+    undecided(&socket, true, &mut source);
+    destination.state("running");
+    let output = run(program, &["stop", "--control", &here, "--json"]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert_eq!(source.ends().0, Some(4));
+    works(program, &there, &Value::Null);
+    let output = run(program, &["stop", "--control", &there, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let (code, said) = destination.ends();
+    assert_eq!(code, Some(0), "{said:#?}");
+    let ended = named(&said, "ended")[0];
+    assert_eq!(ended["verdict"]["right"], true, "{ended:#}");
+}
+
 #[test]
 fn a_guest_is_sent_saved_restored_and_stopped_by_hand() {
     let Some((_, linux)) = linux_guest() else {
@@ -146,21 +301,7 @@ fn a_guest_is_sent_saved_restored_and_stopped_by_hand() {
 
     let mut source = Beside::start(program, &["run", "--kernel", kernel, "--control", &here]);
     source.state("running");
-    // Until it is up and each process of it has been right once.
-    let mut status = Value::Null;
-    for _ in 0..100 {
-        let output = run(program, &["status", "--control", &here, "--json"]);
-        assert_eq!(output.status.code(), Some(0), "{output:?}");
-        status = events(&output).remove(0);
-        let processes = status["verdict"]["processes"].as_array().expect("a list");
-        let worked = |process: &Value| {
-            process["rounds_here"].as_u64() > Some(0) || !process["lacks"].is_null()
-        };
-        if processes.iter().all(worked) {
-            break;
-        }
-    }
-    assert_eq!(status["verdict"]["right"], true, "{status:#}");
+    works(program, &here, &Value::Null);
 
     // Nobody is there, and somebody who is no destination: the guest stays, and both sides say why.
     let output = run(program, &["send", &socket, "--control", &here, "--json"]);
@@ -272,10 +413,65 @@ fn who_sends_nonsense_is_refused_and_told_why() {
     destination.state("waiting");
     let mut stream = UnixStream::connect(&socket).expect("it waits");
     stream.write_all(&[0xff; 64]).expect("it listens");
-    let refused = destination.event("not_moved");
+    let refused = destination.event("not_taken");
     assert!(refused["reason"].is_string(), "{refused}");
     assert_eq!(destination.ends().0, Some(3));
     assert!(!Path::new(&socket).exists());
+}
+
+/// Waits at a socket, with another one for orders. Sockets that the process has not made yet are waited for.
+fn waits(program: &Path, folder: &Folder) -> (Child, [String; 2]) {
+    let sockets = ["socket", "orders"].map(|name| folder.path(name));
+    let mut process = Command::new(program)
+        .args(["receive", &sockets[0], "--control", &sockets[1]])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program can be started");
+    let started = Instant::now();
+    while !sockets.iter().all(|path| Path::new(path).exists()) {
+        let ended = process.try_wait().expect("it is ours");
+        assert!(ended.is_none() && started.elapsed() < PATIENCE, "{ended:?}");
+        thread::yield_now();
+    }
+    (process, sockets)
+}
+
+/// Whoever has read what the program says may be gone. A guest that comes must not be lost for that.
+#[test]
+fn a_reader_that_is_gone_ends_nothing() {
+    if host().is_none() {
+        return;
+    }
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let (mut process, [socket, _]) = waits(program, &folder);
+    drop((process.stdout.take(), process.stderr.take()));
+    let mut stream = UnixStream::connect(&socket).expect("it waits");
+    stream.write_all(&[0xff; 64]).expect("it listens");
+    let status = process.wait().expect("it ends");
+    assert_eq!(
+        status.code(),
+        Some(3),
+        "it has said twice what nobody reads"
+    );
+}
+
+#[test]
+fn the_first_ctrl_c_ends_the_waiting_and_takes_the_sockets_away() {
+    if host().is_none() {
+        return;
+    }
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let (mut process, sockets) = waits(program, &folder);
+    let id = i32::try_from(process.id()).expect("it is small");
+    kill(Pid::from_raw(id), Signal::SIGINT).expect("it is ours");
+    let status = process.wait().expect("it ends");
+    assert_eq!(status.code(), Some(130));
+    for path in sockets {
+        assert!(!Path::new(&path).exists(), "{path}");
+    }
 }
 
 /// One line on standard error that says what to do, no colours, nothing else.

@@ -1,5 +1,6 @@
 //! Guests on every core, from process to process.
 
+use amx_vmm::words::in_words;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -176,7 +177,7 @@ fn chain(plan: &Plan, guest: u64, moves: u64, rng: &mut StdRng, progress: &Progr
         let answer = match answer {
             Ok(answer) => answer,
             Err(error) => {
-                chain.trouble = Some(format!("{error:#}"));
+                chain.trouble = Some(in_words(error.as_ref()));
                 break;
             }
         };

@@ -1,5 +1,6 @@
 //! One process of the chain: restore, run, stop, save.
 
+use amx_vmm::words::in_words;
 use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -20,7 +21,7 @@ pub(crate) fn main(kvm: &str) -> anyhow::Result<u8> {
     let job: Job = serde_json::from_reader(io::stdin()).context("the job")?;
     let mut times = Times::default();
     let outcome = run(kvm, &job, &mut times).unwrap_or_else(|error| Outcome::Failed {
-        error: format!("{error:#}"),
+        error: in_words(error.as_ref()),
     });
     let answer = Answer { times, outcome };
     serde_json::to_writer(io::stdout(), &answer).context("the answer")?;

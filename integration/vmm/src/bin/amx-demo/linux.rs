@@ -1,5 +1,6 @@
 //! A Linux guest that computes on tiles, moved while it runs; and the control, that it notices lost tiles.
 
+use amx_vmm::words::in_words;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -115,7 +116,7 @@ pub(crate) fn run(
         return Ok(journey);
     }
     if let Err(error) = all {
-        journey.trouble = Some(format!("{error:#}"));
+        journey.trouble = Some(in_words(error.as_ref()));
     }
     let live = journey.moves.iter().filter(|moved| moved.live_tiles);
     journey.with_live_tiles = live.count();

@@ -154,6 +154,11 @@ fn main() -> ExitCode {
     };
     match code {
         Ok(code) => ExitCode::from(code),
+        // The children hear of Ctrl-C first, and that one of them is gone is an error.
+        Err(_) if fleet::interrupted() => {
+            screen::interrupted();
+            ExitCode::from(INTERRUPTED)
+        }
         Err(error) => {
             screen::error(&error);
             ExitCode::from(BAD)

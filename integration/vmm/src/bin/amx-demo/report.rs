@@ -117,6 +117,8 @@ pub(crate) struct Report {
     pub(crate) linux: Option<Journey>,
     /// Why there is none.
     pub(crate) linux_lacks: Option<&'static str>,
+    /// There has to be one.
+    pub(crate) linux_wanted: bool,
 }
 
 impl Report {
@@ -175,7 +177,15 @@ impl Report {
             control_detected: detected,
             linux: None,
             linux_lacks: None,
+            linux_wanted: false,
         }
+    }
+
+    /// There has to be a Linux guest that proves it, and none has.
+    pub(crate) fn linux_missing(&self) -> bool {
+        self.linux
+            .as_ref()
+            .map_or(self.linux_wanted, |linux| !linux.good)
     }
 
     /// What became of the Linux guest, or why there is none; `wanted`: there has to be one.
@@ -185,12 +195,13 @@ impl Report {
         lacks: Option<&'static str>,
         wanted: bool,
     ) -> Self {
-        let good = linux.as_ref().map_or(!wanted, |linux| linux.good);
-        Self {
-            good: self.good && good,
+        let report = Self {
             linux,
             linux_lacks: lacks,
+            linux_wanted: wanted,
             ..self
-        }
+        };
+        let good = report.good && !report.linux_missing();
+        Self { good, ..report }
     }
 }

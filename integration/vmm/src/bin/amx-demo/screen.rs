@@ -3,6 +3,7 @@
 //! The progress bar and errors go to standard error, results to standard output. Colours only on a
 //! terminal, and not with NO_COLOR.
 
+use amx_vmm::words::in_words;
 use std::io;
 use std::time::Duration;
 
@@ -346,7 +347,7 @@ fn verdict(report: &Report) {
         "and the control was NOT detected: the comparison proves nothing"
     } else if report.moves < report.moves_wanted {
         "control detected, but moves are missing"
-    } else if report.linux.as_ref().is_none_or(|linux| !linux.good) {
+    } else if report.linux_missing() {
         "control detected, but the Linux guest has not proven it"
     } else {
         "control detected"
@@ -367,7 +368,8 @@ pub(crate) fn json(report: &Report) -> anyhow::Result<()> {
 
 /// One sentence on standard error.
 pub(crate) fn error(error: &anyhow::Error) {
-    eprintln!("{} {error:#}", style("amx-demo:").for_stderr().red().bold());
+    let name = style("amx-demo:").for_stderr().red().bold();
+    eprintln!("{name} {}", in_words(error.as_ref()));
 }
 
 /// Ctrl-C.

@@ -27,8 +27,8 @@ pub(crate) struct Cli {
 
 const EXIT_CODES: &str = "\
 Exit status:
-  0    the guest has ended in order, was handed over or saved, or the order was carried out
-  1    the guest has failed, or something here has
+  0    the guest has switched itself off, was handed over or saved, or the order was carried out
+  1    the guest has failed or reset itself, or something here has failed
   2    wrong arguments
   3    the guest was not moved: the source still has it
   4    it is not known which side has the guest: it stands still here
@@ -50,7 +50,8 @@ pub(crate) enum Command {
     Status(Control),
     /// Lets a guest run on that stands still because nobody knew which side has it.
     Resume(Control),
-    /// Asks a running guest to switch itself off, and waits until it has.
+    /// Asks the init of a running guest to switch the machine off, and waits until it has; drops one that
+    /// may be elsewhere.
     Stop(Control),
 }
 
@@ -59,7 +60,8 @@ pub(crate) struct Run {
     /// The guest's kernel, vmlinux or bzImage. `amx-lab guest-kernel FOLDER` writes one.
     #[arg(long)]
     pub(crate) kernel: PathBuf,
-    /// The guest's initial file system, a cpio archive [default: an init that computes on tiles].
+    /// The guest's initial file system, a cpio archive [default: an init that computes on tiles and switches
+    /// the machine off when it is asked to; others do not know how they are asked].
     #[arg(long)]
     pub(crate) initramfs: Option<PathBuf>,
     /// Further words for the kernel's command line.

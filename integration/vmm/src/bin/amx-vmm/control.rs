@@ -1,8 +1,10 @@
 //! The socket on which the process that has the guest takes orders: one JSON object as a line comes in, and
 //! events go out until the order is carried out.
 
+use amx_vmm::words::in_words;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
@@ -10,12 +12,16 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
 
 /// No order is longer.
 const LINE_BYTES: u64 = 16 << 10;
+/// How soon waiting is given up, in milliseconds.
+const GIVE_UP_MS: u8 = 100;
 /// Whoever connects has to say what he wants, and to read what he is told.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -63,6 +69,27 @@ impl Socket {
     }
 }
 
+impl Socket {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whoever connects first; `None` if `given_up` says so before.
+    pub(crate) fn accept(&self, given_up: impl Fn() -> bool) -> anyhow::Result<Option<UnixStream>> {
+        let failed = || format!("the socket {}", self.path.display());
+        let timeout = PollTimeout::from(GIVE_UP_MS);
+        while !given_up() {
+            let mut ready = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut ready, timeout) {
+                Ok(0) | Err(Errno::EINTR) => {}
+                Ok(_) => return Ok(Some(self.listener.accept().with_context(failed)?.0)),
+                Err(error) => return Err(error).with_context(failed),
+            }
+        }
+        Ok(None)
+    }
+}
+
 impl Drop for Socket {
     fn drop(&mut self) {
         // Nobody needs to know that it is gone already.
@@ -88,7 +115,7 @@ pub(crate) fn listen(path: &Path) -> anyhow::Result<(Socket, mpsc::Receiver<Orde
                     }
                 }
                 Err(error) => {
-                    let reason = format!("{error:#}");
+                    let reason = in_words(error.as_ref());
                     let _ = tell(&stream, &Event::Failed { reason });
                 }
             }

@@ -36,6 +36,8 @@ pub(crate) enum Event {
     TakenOver { pages: usize },
     /// The guest was not moved; the source has it.
     NotMoved { reason: String },
+    /// At the destination: the guest has not come, and is not here.
+    NotTaken { reason: String },
     /// It is not known which side has the guest. It stands still here.
     Undecided { reason: String },
     /// The guest is in a file, and does not run here any more.
@@ -47,6 +49,8 @@ pub(crate) enum Event {
     },
     /// How the guest does.
     Status {
+        /// Running, stopping or undecided.
+        state: State,
         vcpus: u8,
         memory_bytes: u64,
         verdict: Verdict,
@@ -77,6 +81,8 @@ pub(crate) enum State {
     Saving,
     /// The guest was asked to switch itself off.
     Stopping,
+    /// The guest stands still: it is not known which side has it.
+    Undecided,
 }
 
 /// How a guest has ended its machine.
@@ -108,9 +114,12 @@ impl Event {
     pub(crate) fn code(&self) -> Option<Code> {
         Some(match self {
             Self::HandedOver(_) | Self::Saved { .. } | Self::Status { .. } => Code::Good,
-            Self::Ended { verdict, .. } if verdict.right => Code::Good,
+            Self::Ended {
+                how: Ending::Off,
+                verdict,
+            } if verdict.right => Code::Good,
             Self::Ended { .. } | Self::Failed { .. } => Code::Failed,
-            Self::NotMoved { .. } => Code::NotMoved,
+            Self::NotMoved { .. } | Self::NotTaken { .. } => Code::NotMoved,
             Self::Undecided { .. } => Code::Undecided,
             _ => return None,
         })

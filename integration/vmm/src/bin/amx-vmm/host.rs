@@ -1,10 +1,10 @@
 //! The process that has the guest, from its arrival to its end.
 
+use amx_vmm::words::in_words;
 use std::fs;
 use std::io::{Write, stderr};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,18 @@ use amx_vmm::migration::{Options, Progress, SendError};
 use amx_vmm::{Host, Linux, Snapshot, file};
 use anyhow::Context;
 use cpuid_amx::Policy;
-use nix::libc;
-use vmm_sys_util::signal::register_signal_handler;
 
 use crate::cli::{Here, Receive, Restore, Run};
 use crate::control::{self, Order, Request, Socket};
 use crate::event::{Code, Ending, Event, State};
 use crate::screen::Screen;
+use crate::signals;
 
 /// How long the guest runs before the next look at orders and at what it has said.
 const SLICE: Duration = Duration::from_millis(20);
+/// What there is to do with a guest that may be elsewhere.
+const UNDECIDED: &str = "it is not known whether the guest is elsewhere already; `amx-vmm resume` if it is not, \
+    `amx-vmm stop` if it is";
 /// What is told several times within a round is told no more often.
 const TELL: Duration = Duration::from_millis(200);
 
@@ -53,13 +55,16 @@ pub(crate) fn boot(run: &Run, screen: &mut Screen) -> anyhow::Result<Code> {
 /// Waits for one guest.
 pub(crate) fn receive(receive: &Receive, screen: &mut Screen) -> anyhow::Result<Code> {
     let host = Host::probe_at(&receive.here.kvm)?;
+    signals::listen();
     // Once the guest is here, nothing may keep it from running.
     let desk = Desk::open(&receive.here)?;
     let socket = Socket::bind(&receive.socket)?;
     screen.show(&Event::State {
         state: State::Waiting,
     });
-    let (stream, _) = socket.listener.accept().context("the socket")?;
+    let Some(stream) = socket.accept(|| signals::seen() > 0)? else {
+        return Ok(Code::Interrupted);
+    };
     drop(socket);
     screen.show(&Event::State {
         state: State::Receiving,
@@ -78,7 +83,7 @@ pub(crate) fn receive(receive: &Receive, screen: &mut Screen) -> anyhow::Result<
         }
         Err(error) => {
             let reason = error.to_string();
-            screen.show(&Event::NotMoved { reason });
+            screen.show(&Event::NotTaken { reason });
             Ok(Code::NotMoved)
         }
     }
@@ -96,12 +101,6 @@ pub(crate) fn restore(restore: &Restore, screen: &mut Screen) -> anyhow::Result<
     let desk = Desk::open(&restore.here)?;
     let guest = Guest::restore(&host, &snapshot).with_context(name)?;
     Owner::new(&host, guest, desk, screen).run()
-}
-
-static SIGNALS: AtomicU32 = AtomicU32::new(0);
-
-extern "C" fn on_signal(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    SIGNALS.fetch_add(1, Ordering::SeqCst);
 }
 
 /// Where orders come in: open before there is a guest.
@@ -124,30 +123,33 @@ struct Owner<'a> {
     host: &'a Host,
     guest: Guest,
     screen: &'a mut Screen,
-    console: Option<usize>,
+    console: bool,
     orders: Option<(Socket, mpsc::Receiver<Order>)>,
     /// Whoever has given the order that is being carried out.
     asked: Option<UnixStream>,
+    /// Whoever waits for the guest's end.
+    stoppers: Vec<UnixStream>,
     /// It stands still: nobody knows which side has it.
     undecided: bool,
+    /// Whoever wants to end it with a signal knows that.
+    warned: bool,
     wrong: bool,
     stopping: bool,
 }
 
 impl<'a> Owner<'a> {
     fn new(host: &'a Host, guest: Guest, desk: Desk, screen: &'a mut Screen) -> Self {
-        for signal in [libc::SIGINT, libc::SIGTERM] {
-            // Without it Ctrl-C ends this process as before, and that is no reason to lose a guest.
-            let _ = register_signal_handler(signal, on_signal);
-        }
+        signals::listen();
         Self {
             host,
             guest,
             screen,
-            console: desk.console.then_some(0),
+            console: desk.console,
             orders: desk.orders,
             asked: None,
+            stoppers: Vec::new(),
             undecided: false,
+            warned: false,
             wrong: false,
             stopping: false,
         }
@@ -201,10 +203,16 @@ impl<'a> Owner<'a> {
 
     /// The first signal asks the guest, the second does not.
     fn signalled(&mut self) -> Option<Code> {
-        match SIGNALS.load(Ordering::SeqCst) {
+        match signals::seen() {
             0 => None,
-            1 if !self.undecided => {
-                self.stop();
+            1 => {
+                if !self.undecided {
+                    self.stop();
+                } else if !self.warned {
+                    self.warned = true;
+                    let reason = UNDECIDED.to_owned();
+                    self.screen.show(&Event::Undecided { reason });
+                }
                 None
             }
             _ => Some(Code::Interrupted),
@@ -221,13 +229,9 @@ impl<'a> Owner<'a> {
 
     /// What the guest has said since the last look.
     fn listen(&mut self) {
-        if let Some(shown) = &mut self.console {
-            let text = self.guest.devices.console();
-            if let Some(new) = text.get(*shown..).filter(|new| !new.is_empty()) {
-                // Nobody may read it.
-                let _ = stderr().write_all(new.as_bytes());
-                *shown = text.len();
-            }
+        if self.console {
+            // Nobody may read it.
+            let _ = stderr().write_all(&self.guest.devices.take_console());
         }
         if !self.wrong
             && let Some(what) = self.guest.verdict().wrong
@@ -245,13 +249,16 @@ impl<'a> Owner<'a> {
             },
             verdict: self.guest.verdict(),
         };
-        self.tell(&event);
+        self.screen.show(&event);
+        for stream in std::mem::take(&mut self.stoppers) {
+            // He may not listen any more.
+            let _ = control::tell(&stream, &event);
+        }
         event.code()
     }
 
     /// Carries out an order. A code means that the guest is not here any more.
     fn obey(&mut self, request: Request, stream: UnixStream) -> Option<Code> {
-        // Who has asked for the end hears of it, if nobody else asks meanwhile.
         self.asked = Some(stream);
         match request {
             Request::Stop if self.undecided => {
@@ -262,6 +269,13 @@ impl<'a> Owner<'a> {
             Request::Stop => {
                 self.stopping = false;
                 self.stop();
+                // Who has asked for the end hears of it, whoever else asks for something meanwhile.
+                self.stoppers.extend(self.asked.take());
+                None
+            }
+            Request::Resume if !self.undecided => {
+                let reason = "the guest runs already".to_owned();
+                self.tell(&Event::Failed { reason });
                 None
             }
             Request::Resume => {
@@ -271,6 +285,11 @@ impl<'a> Owner<'a> {
             }
             Request::Status => {
                 let event = Event::Status {
+                    state: match (self.undecided, self.stopping) {
+                        (true, _) => State::Undecided,
+                        (false, true) => State::Stopping,
+                        (false, false) => State::Running,
+                    },
                     vcpus: self.guest.vm.vcpus(),
                     memory_bytes: self.guest.vm.memory_bytes(),
                     verdict: self.guest.verdict(),
@@ -279,11 +298,8 @@ impl<'a> Owner<'a> {
                 None
             }
             _ if self.undecided => {
-                let reason = "it is not known whether the guest is elsewhere already; \
-                    `amx-vmm resume` if it is not, `amx-vmm stop` if it is";
-                self.tell(&Event::Failed {
-                    reason: reason.to_owned(),
-                });
+                let reason = UNDECIDED.to_owned();
+                self.tell(&Event::Failed { reason });
                 None
             }
             Request::Save { file } => self.save(&file),
@@ -324,7 +340,7 @@ impl<'a> Owner<'a> {
                 Some(Code::Good)
             }
             Err(error) => {
-                let reason = format!("{error:#}");
+                let reason = in_words(error.as_ref());
                 self.tell(&Event::Failed { reason });
                 self.state(State::Running);
                 None
@@ -347,6 +363,10 @@ impl<'a> Owner<'a> {
         self.state(State::Moving);
         let (screen, asked) = (&mut *self.screen, &mut self.asked);
         let mut told = Instant::now();
+        // This thread hears of no signal meanwhile, and once the guest is handed over it may wait for ever.
+        // Whoever ends this process then loses nothing: the destination has the guest, or will have it.
+        let socket = self.orders.as_ref().map(|(socket, _)| socket);
+        let watch = signals::exit_at_the_second(socket);
         let sent = self.guest.send(self.host, stream, options, |progress| {
             match *progress {
                 Progress::Pages {
@@ -374,6 +394,7 @@ impl<'a> Owner<'a> {
                 }
             }
         });
+        drop(watch);
         match sent {
             Ok(report) => {
                 self.tell(&Event::HandedOver(report));
@@ -381,8 +402,21 @@ impl<'a> Owner<'a> {
             }
             Err(error @ SendError::Undecided) => {
                 self.undecided = true;
+                self.warned = false;
+                // One that came before was not meant for a guest in this state.
+                signals::forget();
                 let reason = error.to_string();
                 self.tell(&Event::Undecided { reason });
+                None
+            }
+            Err(error @ SendError::Guest(_)) => {
+                let reason = error.to_string();
+                self.tell(&Event::Failed { reason });
+                Some(Code::Failed)
+            }
+            // It has ended by itself, which is told next.
+            Err(SendError::GuestEnded) => {
+                self.stoppers.extend(self.asked.take());
                 None
             }
             Err(error) => {

@@ -8,6 +8,7 @@
 //! | [`screen`] | the same to look at |
 //! | [`host`] | the process that has the guest, from its arrival to its end |
 //! | [`control`] | the socket on which that process takes orders |
+//! | [`signals`] | Ctrl-C and SIGTERM |
 //! | [`ask`] | the process that gives them |
 //!
 //! docs/migration.md shows a session.
@@ -18,7 +19,9 @@ mod control;
 mod event;
 mod host;
 mod screen;
+mod signals;
 
+use amx_vmm::words::in_words;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -41,7 +44,7 @@ fn main() -> ExitCode {
         Command::Stop(order) => ask::ask(&order.control, &control::Request::Stop, &mut screen),
     };
     let code = done.unwrap_or_else(|error| {
-        let reason = format!("{error:#}");
+        let reason = in_words(error.as_ref());
         screen.show(&Event::Failed { reason });
         Code::Failed
     });

@@ -3,7 +3,8 @@
 //! The bar and errors go to standard error, what has happened to standard output. Where standard error is
 //! no terminal there is no bar, and a line now and then instead.
 
-use std::io::{IsTerminal, stderr, stdout};
+use std::fmt;
+use std::io::{IsTerminal, Write, stderr, stdout};
 use std::time::{Duration, Instant};
 
 use amx_vmm::linux::guest::Verdict;
@@ -76,15 +77,18 @@ impl Screen {
         self.last_line = Instant::now();
         let text = line(event);
         match event {
-            Event::Failed { .. } | Event::NotMoved { .. } | Event::Undecided { .. } => {
+            Event::Failed { .. }
+            | Event::NotMoved { .. }
+            | Event::NotTaken { .. }
+            | Event::Undecided { .. } => {
                 let name = style("amx-vmm:").for_stderr().red().bold();
-                eprintln!("{name} {text}");
+                print(stderr().lock(), format_args!("{name} {text}"));
             }
-            Event::Wrong { .. } => println!("{} {text}", style("✘").red().bold()),
+            Event::Wrong { .. } => out(format_args!("{} {text}", style("✘").red().bold())),
             Event::HandedOver(_) | Event::TakenOver { .. } | Event::Saved { .. } => {
-                println!("{} {text}", style("✔").green().bold());
+                out(format_args!("{} {text}", style("✔").green().bold()));
             }
-            _ => println!("{text}"),
+            _ => out(format_args!("{text}")),
         }
     }
 
@@ -117,19 +121,19 @@ impl Screen {
     }
 }
 
+fn out(text: fmt::Arguments<'_>) {
+    print(stdout().lock(), text);
+}
+
+/// One line. Whoever reads it may be gone, which is no reason to lose a guest.
+fn print(mut to: impl Write, text: fmt::Arguments<'_>) {
+    let _ = writeln!(to, "{text}");
+}
+
 /// An event in words.
 fn line(event: &Event) -> String {
     match event {
-        Event::State { state } => match state {
-            State::Waiting => "waits for a guest",
-            State::Receiving => "a guest comes",
-            State::Restoring => "reads the snapshot",
-            State::Running => "the guest runs",
-            State::Moving => "the guest is moved while it runs",
-            State::Saving => "the guest stands still and is saved",
-            State::Stopping => "the guest was asked to switch itself off",
-        }
-        .to_owned(),
+        Event::State { state } => doing(*state).to_owned(),
         Event::Pages {
             round, sent, of, ..
         } => format!(
@@ -172,9 +176,15 @@ fn line(event: &Event) -> String {
             )
         }
         Event::NotMoved { reason } => {
-            format!("the guest was not moved, the source still has it: {reason}")
+            format!(
+                "the guest was not moved, the source still has it: {}",
+                printable(reason)
+            )
         }
-        Event::Undecided { reason } | Event::Failed { reason } => reason.clone(),
+        Event::NotTaken { reason } => {
+            format!("the guest has not come: {}", printable(reason))
+        }
+        Event::Undecided { reason } | Event::Failed { reason } => printable(reason),
         Event::Saved {
             file,
             bytes,
@@ -188,11 +198,13 @@ fn line(event: &Event) -> String {
             live(vcpus),
         ),
         Event::Status {
+            state,
             vcpus,
             memory_bytes,
             verdict,
         } => format!(
-            "vCPUs: {vcpus}, {} of memory; {}",
+            "{}; vCPUs: {vcpus}, {} of memory; {}",
+            doing(*state),
             HumanBytes(*memory_bytes),
             checked(verdict)
         ),
@@ -204,6 +216,31 @@ fn line(event: &Event) -> String {
             };
             format!("the guest has {how}; {}", checked(verdict))
         }
+    }
+}
+
+/// Without control characters: a reason can be the other side's words.
+fn printable(text: &str) -> String {
+    let visible = |letter: char| {
+        if letter.is_control() {
+            '\u{fffd}'
+        } else {
+            letter
+        }
+    };
+    text.chars().map(visible).collect()
+}
+
+fn doing(state: State) -> &'static str {
+    match state {
+        State::Waiting => "waits for a guest",
+        State::Receiving => "a guest comes",
+        State::Restoring => "reads the snapshot",
+        State::Running => "the guest runs",
+        State::Moving => "the guest is moved while it runs",
+        State::Saving => "the guest stands still and is saved",
+        State::Stopping => "the guest was asked to switch itself off",
+        State::Undecided => "the guest stands still, and may be elsewhere already",
     }
 }
 
@@ -221,6 +258,14 @@ fn checked(verdict: &Verdict) -> String {
         None if verdict.right => "all right".to_owned(),
         wrong => format!("WRONG: {}", wrong.as_deref().unwrap_or("see its console")),
     };
+    if verdict
+        .processes
+        .iter()
+        .all(|process| process.rounds_here == 0 && process.lacks.is_none())
+        && verdict.right
+    {
+        return "nothing reported by the guest here".to_owned();
+    }
     format!(
         "rounds checked by the guest here: {}; {right}",
         rounds.join(", ")
@@ -282,6 +327,7 @@ fn grouped(number: usize) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use amx_vmm::linux::guest::Checked;
     use amx_vmm::migration::Report;
 
     use super::*;
@@ -320,6 +366,14 @@ mod tests {
         );
     }
 
+    /// A reason can come from the other side.
+    #[test]
+    fn no_reason_moves_the_cursor() {
+        let reason = "no\u{1b}[2J\nroot#".to_owned();
+        let text = line(&Event::NotTaken { reason });
+        assert_eq!(text, "the guest has not come: no\u{fffd}[2J\u{fffd}root#");
+    }
+
     #[test]
     fn a_verdict_says_what_is_wrong() {
         let right = Verdict {
@@ -328,7 +382,21 @@ mod tests {
             wrong: None,
             finished: false,
         };
-        assert!(checked(&right).ends_with("all right"));
+        assert_eq!(checked(&right), "nothing reported by the guest here");
+        let process = Checked {
+            load: "int8".to_owned(),
+            round: 7,
+            rounds_here: 3,
+            lacks: None,
+        };
+        let right = Verdict {
+            processes: vec![process],
+            ..right
+        };
+        assert_eq!(
+            checked(&right),
+            "rounds checked by the guest here: int8 3; all right"
+        );
         let wrong = Verdict {
             right: false,
             wrong: Some("int8: round 3: tile 2".to_owned()),
