@@ -6,6 +6,7 @@ use vmm_sys_util::errno::Error as Errno;
 
 use super::buffer::XsaveBuffer;
 use super::ioctl::Vcpu;
+use super::xfd::disableable;
 use crate::feature::XFeatures;
 use crate::image::{Image, ImageError};
 use crate::layout::Layout;
@@ -26,7 +27,8 @@ pub struct Capture<'a> {
 }
 
 /// Reads the extended state of a vCPU that is not running: KVM_GET_XSAVE2, KVM_GET_XCRS, and
-/// KVM_GET_MSRS where `layout` has components that IA32_XFD can disable. Allocates nothing.
+/// KVM_GET_MSRS where `layout` has components that IA32_XFD can disable (XTILEDATA, also where its
+/// CPUID hides XFD). Allocates nothing.
 ///
 /// `layout` is that of the vCPU's own CPUID. An exit that is still to be completed must be completed
 /// before: call KVM_RUN with `immediate_exit` until it gives EINTR.
@@ -54,14 +56,13 @@ pub(super) fn capture_from<'a>(
         .read_xcr0()
         .map_err(CaptureError::Xcrs)?
         .ok_or(CaptureError::NoXcr0)?;
-    let (xfd, xfd_err) = if layout.xfd().is_empty() {
+    let disableable = disableable(layout);
+    let (xfd, xfd_err) = if disableable.is_empty() {
         (0, 0)
     } else {
         vcpu.read_xfd(buffer)
             .map_err(CaptureError::Msrs)?
-            .ok_or(CaptureError::NoXfd {
-                disableable: layout.xfd(),
-            })?
+            .ok_or(CaptureError::NoXfd { disableable })?
     };
 
     let in_use = buffer.xstate_bv();
@@ -98,9 +99,9 @@ pub enum CaptureError {
     #[error("KVM_GET_MSRS of IA32_XFD and IA32_XFD_ERR: {0}")]
     Msrs(#[source] Errno),
     /// CPUID has components that IA32_XFD can disable, but KVM does not have both registers.
-    #[error("CPUID says that IA32_XFD can disable {disableable}, but KVM has no such register")]
+    #[error("IA32_XFD can disable {disableable} of this CPUID, but KVM has no such register")]
     NoXfd {
-        /// What CPUID says can be disabled.
+        /// What can be disabled.
         disableable: XFeatures,
     },
     /// The area is not valid for the layout.
@@ -114,7 +115,9 @@ pub enum CaptureError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kvm::simulated::{SimulatedVcpu, amx_area, amx_buffer, amx_layout};
+    use crate::kvm::simulated::{
+        SimulatedVcpu, amx_area, amx_buffer, amx_layout, amx_layout_without_xfd,
+    };
 
     fn capture_error(vcpu: &SimulatedVcpu) -> CaptureError {
         capture_from(vcpu, &amx_layout(), &mut amx_buffer()).unwrap_err()
@@ -164,6 +167,21 @@ mod tests {
         let capture = capture_from(&vcpu, &layout, &mut buffer).unwrap();
         assert_eq!(capture.state.registers().xfd, XFeatures::empty());
         assert_eq!(*vcpu.log.borrow(), ["GET_XSAVE2", "GET_XCRS"]);
+    }
+
+    /// A guest that cannot know of XFD, in a vCPU whose XFD somebody has armed.
+    #[test]
+    fn an_armed_xfd_that_cpuid_hides_is_refused() {
+        let vcpu = SimulatedVcpu::new(&amx_area(0x202e7));
+        vcpu.xfd.set(1 << 18);
+        let layout = amx_layout_without_xfd();
+        assert_eq!(
+            capture_from(&vcpu, &layout, &mut amx_buffer()).unwrap_err(),
+            CaptureError::State(StateError::Xfd {
+                xfd: XFeatures::XTILEDATA,
+                supported: XFeatures::empty(),
+            })
+        );
     }
 
     #[test]

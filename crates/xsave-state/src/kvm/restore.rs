@@ -8,7 +8,7 @@ use vmm_sys_util::errno::Error as Errno;
 
 use super::buffer::XsaveBuffer;
 use super::ioctl::Vcpu;
-use super::xfd::{self, WriteXfdError};
+use super::xfd::{self, WriteXfdError, disableable};
 use super::{MSR_IA32_XFD, MSR_IA32_XFD_ERR};
 use crate::feature::XFeatures;
 use crate::state::{ExtendedState, Registers};
@@ -110,12 +110,13 @@ pub struct RestorePlan<'s> {
 
 impl<'s> RestorePlan<'s> {
     /// The plan for a state. Steps that could have no effect are left out: those for IA32_XFD where
-    /// the layout has nothing that it could disable, and [`Step::RequireCpuid`] where
+    /// the layout has nothing that it could disable (XTILEDATA counts even where the layout's CPUID
+    /// hides XFD: the vCPU has the register all the same), and [`Step::RequireCpuid`] where
     /// [`Step::SetXcr0`] shows the same, or the guest has no XSAVE.
     #[must_use]
     pub fn new(state: &'s ExtendedState<'s>) -> Self {
         let Registers { xcr0, xfd, xfd_err } = state.registers();
-        let has_xfd = !state.layout().xfd().is_empty();
+        let has_xfd = !disableable(state.layout()).is_empty();
         // A CPUID without XSAVE, or none at all, takes nothing away when it is set later.
         let needs_cpuid = xcr0 == XFeatures::X87 && state.layout().user() != XFeatures::LEGACY;
         Self {
@@ -328,7 +329,9 @@ mod tests {
 
     use super::*;
     use crate::image::Image;
-    use crate::kvm::simulated::{SimulatedVcpu, amx_area, amx_buffer, amx_layout};
+    use crate::kvm::simulated::{
+        SimulatedVcpu, amx_area, amx_buffer, amx_layout, amx_layout_without_xfd,
+    };
     use crate::layout::Layout;
 
     fn state(xstate_bv: u64, xfd: u64) -> ExtendedState<'static> {
@@ -340,6 +343,17 @@ mod tests {
         let area = amx_area(xstate_bv);
         let image = Image::parse(&area, &amx_layout()).unwrap().into_owned();
         ExtendedState::new(image, registers).unwrap()
+    }
+
+    /// The same from a guest whose CPUID hides XFD, or a snapshot that keeps quiet about it.
+    fn state_without_xfd(xstate_bv: u64) -> ExtendedState<'static> {
+        let registers = Registers {
+            xcr0: XFeatures::from_bits_retain(0x602e7),
+            ..Registers::RESET
+        };
+        let area = amx_area(xstate_bv);
+        let image = Image::parse(&area, &amx_layout_without_xfd()).unwrap();
+        ExtendedState::new(image.into_owned(), registers).unwrap()
     }
 
     /// A vCPU that was used before: tiles live, or XFD armed.
@@ -367,15 +381,19 @@ mod tests {
     /// runs next.
     #[test]
     fn at_no_step_does_the_vcpu_endanger_its_host() {
-        let states = [(0, 0), (0x602e7, 0), (0x202e7, 1 << 18), (0, 1 << 18)];
+        let vcpus = [(0, 0), (0x602e7, 0), (0x202e7, 1 << 18), (0, 1 << 18)];
+        let states: Vec<_> = vcpus
+            .iter()
+            .map(|&(xstate_bv, xfd)| state(xstate_bv, xfd))
+            .chain([0, 0x602e7].map(state_without_xfd))
+            .collect();
         let mut moments = 0;
-        for before in states {
-            for after in states {
+        for before in vcpus {
+            for after in &states {
                 for fail_at in 0..9 {
                     let vcpu = used(before.0, before.1);
                     vcpu.fail_at.set(fail_at);
-                    let state = state(after.0, after.1);
-                    let plan = RestorePlan::new(&state);
+                    let plan = RestorePlan::new(after);
                     let mut buffer = amx_buffer();
                     let mut fate = VcpuAfter::Unchanged;
                     for step in plan.steps() {
@@ -389,7 +407,19 @@ mod tests {
                 }
             }
         }
-        assert!(moments > 400, "{moments}");
+        assert!(moments > 600, "{moments}");
+    }
+
+    #[test]
+    fn a_state_whose_layout_has_no_xfd_disarms_the_vcpu() {
+        let state = state_without_xfd(0x602e7);
+        let vcpu = used(0x202e7, 1 << 18);
+        vcpu.xfd_err.set(1 << 18);
+        RestorePlan::new(&state)
+            .execute_on(&vcpu, &mut amx_buffer())
+            .unwrap();
+        assert_eq!((vcpu.xfd.get(), vcpu.xfd_err.get()), (0, 0));
+        assert_eq!(vcpu.xstate_bv(), 0x602e7);
     }
 
     /// The control of the test above: it sees what the wrong orders do.

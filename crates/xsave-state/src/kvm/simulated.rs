@@ -127,10 +127,19 @@ impl Vcpu for SimulatedVcpu {
 /// A guest of an emulated Sapphire Rapids: XCR0 0x602e7, XFD for component 18, as KVM 7.2 in the lab
 /// shows it.
 pub(super) fn amx_layout() -> Layout {
+    layout_of(0x1f)
+}
+
+/// The same with a CPUID that hides XFD.
+pub(super) fn amx_layout_without_xfd() -> Layout {
+    layout_of(0xf)
+}
+
+fn layout_of(xsave_features: u32) -> Layout {
     Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
         (0, _) => [0x20, 0, 0, 0],
         (0xd, 0) => [0x602e7, 0x2b00, 0x2b00, 0],
-        (0xd, 1) => [0x1f, 0x2a00, 0, 0],
+        (0xd, 1) => [xsave_features, 0x2a00, 0, 0],
         (0xd, 2) => [256, 576, 0, 0],
         (0xd, 5) => [64, 1088, 0, 0],
         (0xd, 6) => [512, 1152, 0, 0],

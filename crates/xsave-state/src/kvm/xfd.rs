@@ -7,6 +7,14 @@ use vmm_sys_util::errno::Error as Errno;
 use super::buffer::XsaveBuffer;
 use super::ioctl::Vcpu;
 use crate::feature::XFeatures;
+use crate::layout::Layout;
+
+/// What IA32_XFD of a vCPU of this layout can disable. KVM goes by component 18 alone: a CPUID that
+/// hides XFD, or a layout that keeps quiet about it, does not keep the register from having been
+/// written (arch/x86/kvm/x86.c, `kvm_guest_supported_xfd`).
+pub(super) fn disableable(layout: &Layout) -> XFeatures {
+    layout.xfd() | (layout.user() & XFeatures::XTILEDATA)
+}
 
 /// Writes `xfd` to IA32_XFD of a vCPU that is not running, and gives the components that this put
 /// into their initial state.
