@@ -178,6 +178,16 @@ impl<'a> Image<'a> {
         }
     }
 
+    /// What XSTATE_BV has to be where MXCSR is loaded with SSE alone, as from the compacted format
+    /// (SDM Vol. 1 §13.8.2, §13.10): SSE counts as in use where MXCSR is not initial.
+    pub(crate) fn xstate_bv_with_mxcsr(&self) -> XFeatures {
+        if self.mxcsr() == INITIAL_MXCSR {
+            self.xstate_bv
+        } else {
+            self.xstate_bv | XFeatures::SSE
+        }
+    }
+
     /// The tile configuration, or `None` where it is initial.
     #[must_use]
     pub fn tile_config(&self) -> Option<TileConfig> {
@@ -306,10 +316,7 @@ impl<'a> Image<'a> {
     /// (SDM Vol. 1 §13.10).
     #[must_use]
     pub fn to_compacted(&self) -> Vec<u8> {
-        let mut xstate_bv = self.xstate_bv;
-        if self.mxcsr() != INITIAL_MXCSR {
-            xstate_bv |= XFeatures::SSE;
-        }
+        let xstate_bv = self.xstate_bv_with_mxcsr();
         let mut compacted = blank(self.layout.compacted_size(xstate_bv));
         if xstate_bv.contains(XFeatures::X87) {
             bytes::copy(&self.area, 0..MXCSR, &mut compacted, 0);

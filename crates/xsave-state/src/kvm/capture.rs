@@ -9,7 +9,9 @@ use super::ioctl::Vcpu;
 use super::xfd::disableable;
 use crate::feature::XFeatures;
 use crate::image::{Image, ImageError};
+use crate::initial::MXCSR_HOLDERS;
 use crate::layout::Layout;
+use crate::legacy::INITIAL_MXCSR;
 use crate::state::{ExtendedState, Registers, StateError};
 
 /// What [`capture`] gives.
@@ -69,6 +71,12 @@ pub(super) fn capture_from<'a>(
     let over_reported = in_use - layout.user();
     if !over_reported.is_empty() {
         buffer.set_xstate_bv(in_use & layout.user());
+    }
+    // XSAVES and XSAVEC write MXCSR with SSE alone, and always where it is not initial. With AVX alone
+    // the kernel's area has an older one, or one that it was given and does not load.
+    let in_use = buffer.xstate_bv() & MXCSR_HOLDERS;
+    if in_use == XFeatures::AVX && vcpu.keeps_compacted() {
+        buffer.set_mxcsr(INITIAL_MXCSR);
     }
     let image = Image::parse(buffer.area(), layout)?;
     let registers = Registers {
@@ -151,6 +159,25 @@ mod tests {
             capture.state.image().as_bytes()[512..520],
             0x602e7u64.to_le_bytes()
         );
+    }
+
+    #[test]
+    fn an_mxcsr_that_the_kernel_would_not_load_is_not_the_guest_s() {
+        let mxcsr = |in_use, keeps_compacted| {
+            let mut area = amx_area(in_use);
+            area[24..28].copy_from_slice(&0x1fa0u32.to_le_bytes());
+            let vcpu = SimulatedVcpu::new(&area);
+            vcpu.keeps_compacted.set(keeps_compacted);
+            let mut buffer = amx_buffer();
+            let capture = capture_from(&vcpu, &amx_layout(), &mut buffer).unwrap();
+            capture.state.image().mxcsr()
+        };
+        assert_eq!(mxcsr(4, true), 0x1f80);
+        assert_eq!(mxcsr(4, false), 0x1fa0);
+        for in_use in [2, 6] {
+            assert_eq!(mxcsr(in_use, true), 0x1fa0);
+            assert_eq!(mxcsr(in_use, false), 0x1fa0);
+        }
     }
 
     #[test]

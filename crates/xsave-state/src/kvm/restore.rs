@@ -31,7 +31,8 @@ pub enum Step {
     },
     /// KVM_SET_XCRS.
     SetXcr0(XFeatures),
-    /// KVM_SET_XSAVE, with this XSTATE_BV.
+    /// KVM_SET_XSAVE, with this XSTATE_BV: the state's, and SSE with it where AVX alone holds an MXCSR
+    /// that is not initial. Kernels that keep the area in the compacted format would lose that.
     SetXsave(XFeatures),
 }
 
@@ -126,7 +127,7 @@ impl<'s> RestorePlan<'s> {
                 (!xfd.is_empty()).then_some(Step::Release(xfd)),
                 has_xfd.then_some(Step::SetXfd { xfd, xfd_err }),
                 Some(Step::SetXcr0(xcr0)),
-                Some(Step::SetXsave(state.image().xstate_bv())),
+                Some(Step::SetXsave(state.image().xstate_bv_with_mxcsr())),
             ],
         }
     }
@@ -211,7 +212,7 @@ impl<'s> RestorePlan<'s> {
             Step::SetXsave(_) => {
                 // KVM may have taken over part of it.
                 *after = VcpuAfter::Discard;
-                buffer.fill_with(self.state.image().as_bytes());
+                buffer.fill_with(self.state.image());
                 vcpu.write_area(buffer)?;
             }
         }
@@ -220,7 +221,7 @@ impl<'s> RestorePlan<'s> {
 
     /// Everything in use must have its place in what KVM copies.
     fn fits(&self, buffer: &XsaveBuffer) -> Result<(), RestoreError> {
-        let in_use = self.state.image().xstate_bv();
+        let in_use = self.state.image().xstate_bv_with_mxcsr();
         let state_bytes = self.state.layout().standard_size_of(in_use);
         let kvm_bytes = buffer.size().bytes();
         if state_bytes > kvm_bytes {
@@ -429,7 +430,7 @@ mod tests {
         let vcpu = used(0, 0);
         let live = state(0x602e7, 0);
         let mut buffer = amx_buffer();
-        buffer.fill_with(live.image().as_bytes());
+        buffer.fill_with(live.image());
         vcpu.write_area(&buffer).unwrap();
         vcpu.write_xfd(&mut buffer, 1 << 18, None).unwrap();
         assert!(!vcpu.host_lives());
@@ -560,6 +561,38 @@ mod tests {
         let cause = |index| Cause::MsrRefused { index, value };
         assert_eq!(refused(0), (cause(0x1c4), VcpuAfter::Unchanged));
         assert_eq!(refused(1), (cause(0x1c5), VcpuAfter::Discard));
+    }
+
+    /// XMM is initial then: what lay there must not come into use.
+    #[test]
+    fn mxcsr_that_avx_alone_holds_is_given_to_kvm_with_sse() {
+        let mut area = amx_area(0x4);
+        area[24..28].copy_from_slice(&0x1fa0u32.to_le_bytes());
+        let image = Image::parse(&area, &amx_layout()).unwrap();
+        let state = ExtendedState::new(image, Registers::RESET).unwrap();
+        let plan = RestorePlan::new(&state);
+        let in_use = XFeatures::SSE | XFeatures::AVX;
+        assert_eq!(plan.steps().last(), Some(Step::SetXsave(in_use)));
+        let vcpu = used(0, 0);
+        plan.execute_on(&vcpu, &mut amx_buffer()).unwrap();
+        assert_eq!(vcpu.xstate_bv(), in_use.bits());
+        let given = vcpu.area.borrow();
+        assert_eq!(given[..160], area[..160]);
+        assert_eq!(given[160..416], [0; 256]);
+        assert_eq!(given[576..], area[576..]);
+    }
+
+    #[test]
+    fn mxcsr_that_nothing_loads_is_given_to_kvm_as_initial() {
+        let mut area = amx_area(1);
+        area[24..28].copy_from_slice(&0xffc0u32.to_le_bytes());
+        let image = Image::parse(&area, &amx_layout()).unwrap();
+        let state = ExtendedState::new(image, Registers::RESET).unwrap();
+        let vcpu = used(0, 0);
+        RestorePlan::new(&state)
+            .execute_on(&vcpu, &mut amx_buffer())
+            .unwrap();
+        assert_eq!(vcpu.area.borrow()[24..28], 0x1f80u32.to_le_bytes());
     }
 
     /// The length proof: nothing in use is cut off, and what is not in use needs no room.

@@ -26,6 +26,7 @@ pub(super) struct SimulatedVcpu {
     pub xfd: Cell<u64>,
     pub xfd_err: Cell<u64>,
     pub has_cpuid: Cell<bool>,
+    pub keeps_compacted: Cell<bool>,
     pub has_xfd: Cell<bool>,
     /// How many registers KVM_SET_MSRS takes before it refuses one.
     pub msrs_taken: Cell<usize>,
@@ -43,6 +44,7 @@ impl SimulatedVcpu {
             xfd: Cell::new(0),
             xfd_err: Cell::new(0),
             has_cpuid: Cell::new(true),
+            keeps_compacted: Cell::new(true),
             has_xfd: Cell::new(true),
             msrs_taken: Cell::new(2),
             fail_at: Cell::new(0),
@@ -71,6 +73,10 @@ impl SimulatedVcpu {
 }
 
 impl Vcpu for SimulatedVcpu {
+    fn keeps_compacted(&self) -> bool {
+        self.keeps_compacted.get()
+    }
+
     fn has_cpuid(&self) -> Result<bool> {
         self.ioctl("GET_CPUID2")?;
         Ok(self.has_cpuid.get())
@@ -78,7 +84,7 @@ impl Vcpu for SimulatedVcpu {
 
     fn read_area(&self, buffer: &mut XsaveBuffer) -> Result<()> {
         self.ioctl("GET_XSAVE2")?;
-        buffer.fill_with(&self.area.borrow());
+        buffer.area_mut().copy_from_slice(&self.area.borrow());
         Ok(())
     }
 
