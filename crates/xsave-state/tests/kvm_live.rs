@@ -12,12 +12,13 @@ mod common;
 mod machine;
 
 use common::{area, layout};
-use machine::program::{self, STMXCSR};
+use machine::program::{self, LDMXCSR, STMXCSR};
 use machine::{Machine, machine};
 use xsave_state::kvm::{
-    self, Cause, RestorePlan, Step, VcpuAfter, WriteXfdError, XsaveBuffer, XsaveSize,
+    self, CaptureError, Cause, RestorePlan, Step, VcpuAfter, WriteXfdError, XsaveBuffer, XsaveSize,
 };
-use xsave_state::{ComponentId, ExtendedState, Image, Layout, Registers, XFeatures};
+use xsave_state::legacy::LegacyError;
+use xsave_state::{ComponentId, ExtendedState, Image, ImageError, Layout, Registers, XFeatures};
 
 /// The components that this vCPU can have, all in use, at their places.
 fn full_state(layout: &Layout, xfd: XFeatures) -> ExtendedState<'static> {
@@ -354,6 +355,29 @@ fn the_captured_mxcsr_is_the_one_that_the_guest_has() {
     let captured = machine.capture().state.image().mxcsr();
     let seen = machine.run_program(&[program::instruction(STMXCSR, 0)], &[0; 4]);
     assert_eq!(captured.to_le_bytes(), *seen);
+}
+
+/// LDMXCSR goes by the processor, not by the guest's CPUID.
+#[test]
+fn a_guest_that_sets_an_mxcsr_bit_of_its_host_can_be_captured() {
+    let Some(mut machine) = machine() else { return };
+    if machine.layout.mxcsr_mask() == 0xffff {
+        println!("skipped: this host has no MXCSR bit that CPUID could hide");
+        return;
+    }
+    let mxcsr = (machine.layout.mxcsr_mask() & !0xffff | 0x1f80).to_le_bytes();
+    machine.run_program(&[program::instruction(LDMXCSR, 0)], &mxcsr);
+    let seen = machine.layout.clone().with_mxcsr_mask(0xffff);
+    for layout in [seen, Layout::legacy()] {
+        let refused = kvm::capture(&machine.vcpu, &layout, &mut machine.buffer);
+        assert!(matches!(
+            refused.unwrap_err(),
+            CaptureError::Image(ImageError::Legacy(LegacyError::Mxcsr { mask: 0xffff, .. }))
+        ));
+        let layout = layout.with_mxcsr_mask_of(&machine.layout);
+        let captured = kvm::capture(&machine.vcpu, &layout, &mut machine.buffer).unwrap();
+        assert_eq!(captured.state.image().mxcsr().to_le_bytes(), mxcsr);
+    }
 }
 
 /// AVX in use, SSE not, and an MXCSR that is not the initial one.

@@ -32,7 +32,9 @@ pub struct Capture<'a> {
 /// KVM_GET_MSRS where `layout` has components that IA32_XFD can disable (XTILEDATA, also where its
 /// CPUID hides XFD). Allocates nothing.
 ///
-/// `layout` is that of the vCPU's own CPUID. An exit that is still to be completed must be completed
+/// `layout` is that of the vCPU's own CPUID, [with the host's MXCSR
+/// mask](Layout::with_mxcsr_mask_of): where that CPUID hides what the host's processor has, a guest
+/// could otherwise keep itself from being captured. An exit that is still to be completed must be completed
 /// before: call KVM_RUN with `immediate_exit` until it gives EINTR.
 ///
 /// # Errors

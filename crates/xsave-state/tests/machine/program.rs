@@ -24,6 +24,7 @@ pub(crate) fn instruction(digit: u8, offset: usize) -> [u8; 8] {
     let [a, b, c, d] = ((DATA + offset) as u32).to_le_bytes();
     [0x0f, 0xae, digit << 3 | 4, 0x25, a, b, c, d]
 }
+pub(crate) const LDMXCSR: u8 = 2;
 pub(crate) const STMXCSR: u8 = 3;
 
 /// Puts the program and what it needs into the guest's memory.
