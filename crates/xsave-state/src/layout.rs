@@ -13,6 +13,7 @@ use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::header::{EXTENDED_OFFSET, HEADER_BYTES, LEGACY_BYTES};
 use crate::legacy::INITIAL_MXCSR;
+use crate::relayout::Loss;
 use crate::tile::{Palette, PaletteError, TILECFG_BYTES};
 
 /// No area may be larger than this many bytes. The largest known today is 11,008.
@@ -404,23 +405,12 @@ impl Layout {
         &self.0.palettes
     }
 
-    /// Everything that keeps an area of this layout, with `in_use` components not initial, from
-    /// being given to a processor or guest of layout `target` as it is. Empty: it fits.
+    /// Which of the components `in_use` are not in `target`, or not at the same place with the same
+    /// size. Others do not matter: their bytes mean nothing.
     ///
-    /// Components that are initial do not matter, because their bytes mean nothing.
-    ///
-    /// ```
-    /// # fn demo(source: &xsave_state::Layout, target: &xsave_state::Layout, image: &xsave_state::Image<'_>) {
-    /// for reason in source.misfits(target, image.xstate_bv()) {
-    ///     eprintln!("cannot restore here: {reason}");
-    /// }
-    /// # }
-    /// ```
-    pub fn misfits<'a>(
-        &'a self,
-        target: &'a Self,
-        in_use: XFeatures,
-    ) -> impl Iterator<Item = Misfit> + 'a {
+    /// Whether a state fits depends on more than places: see
+    /// [`ExtendedState::misfits`](crate::ExtendedState::misfits), which has all of it.
+    pub fn misfits(&self, target: &Self, in_use: XFeatures) -> impl Iterator<Item = Misfit> {
         (in_use - XFeatures::LEGACY).components().filter_map(|id| {
             let Some(theirs) = target.component(id).filter(|c| c.offset().is_some()) else {
                 return Some(Misfit::Missing { component: id });
@@ -764,7 +754,7 @@ pub enum LayoutError {
     },
 }
 
-/// Why a component in use cannot be given to another layout as it is.
+/// Why a state, or a component of it, cannot be given to another layout as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Misfit {
@@ -791,11 +781,17 @@ pub enum Misfit {
         /// There, in bytes.
         target_offset: usize,
     },
+    /// The target cannot hold something else: [`relayout`](crate::relayout::relayout) would lose it.
+    /// From [`ExtendedState::misfits`](crate::ExtendedState::misfits) alone, and never
+    /// [`Loss::Missing`] or [`Loss::Size`], which are [`Missing`](Self::Missing) and
+    /// [`Size`](Self::Size).
+    Loss(Loss),
 }
 
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Loss(loss) => loss.fmt(f),
             Self::Missing { component } => {
                 write!(f, "{component} is in use and the target does not have it")
             }

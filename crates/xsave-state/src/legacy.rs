@@ -17,7 +17,7 @@ pub(crate) const RESERVED: core::ops::Range<usize> = 416..464;
 const SOFTWARE: core::ops::Range<usize> = 464..512;
 
 /// The legacy region of an area, with a valid MXCSR.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Legacy<'a>(&'a [u8]);
 
 impl<'a> Legacy<'a> {

@@ -21,7 +21,7 @@ mod report;
 pub use report::{Change, Losses, Report};
 
 /// Extended state of unknown origin.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Foreign<'a> {
     area: &'a [u8],
     registers: Registers,

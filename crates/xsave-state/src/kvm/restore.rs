@@ -241,8 +241,8 @@ impl<'s> RestorePlan<'s> {
 /// Puts a state into a vCPU that has its CPUID and is not running: makes the plan and executes it.
 /// Allocates nothing. `buffer` is scratch space.
 ///
-/// The state must fit the host: compare the layouts first, with
-/// [`Layout::misfits`](crate::Layout::misfits).
+/// The state must fit the vCPU: see that it has no [`misfits`](ExtendedState::misfits) first. KVM
+/// refuses most of what does not fit, but not all, and some of it at the last step.
 ///
 /// # Errors
 ///
