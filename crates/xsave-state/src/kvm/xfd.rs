@@ -27,8 +27,8 @@ pub(super) fn disableable(layout: &Layout) -> XFeatures {
 ///
 /// # Errors
 ///
-/// See [`WriteXfdError`]; the vCPU is as it was, except after [`WriteXfdError::Refused`] and
-/// [`WriteXfdError::Msr`], where the components may have been released.
+/// See [`WriteXfdError`]. After [`WriteXfdError::Read`] the vCPU is as it was; after any other
+/// IA32_XFD is, but the components may have been released.
 pub fn write_xfd(
     vcpu: &VcpuFd,
     xfd: XFeatures,
