@@ -112,6 +112,16 @@ fn a_vcpu_without_cpuid_is_refused() {
     assert_eq!(error.step, Step::SetXcr0(state.registers().xcr0));
     assert_eq!(error.cause, Cause::NoCpuid);
 
+    // XFD comes first, where it is armed. This needs no host with AMX.
+    let armed = full_state(
+        &layout("sapphire-rapids-emulated-guest"),
+        XFeatures::XTILEDATA,
+    );
+    let error = kvm::restore(&bare, &armed, &mut machine.buffer).unwrap_err();
+    assert!(matches!(error.step, Step::SetXfd { .. }), "{error}");
+    assert_eq!(error.cause, Cause::NoCpuid);
+    assert_eq!(error.vcpu, VcpuAfter::Unchanged);
+
     // KVM takes the XCR0 of the reset state without a CPUID.
     let reset = ExtendedState::reset(&machine.layout);
     let error = kvm::restore(&bare, &reset, &mut machine.buffer).unwrap_err();

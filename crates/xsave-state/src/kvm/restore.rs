@@ -18,7 +18,8 @@ use crate::state::{ExtendedState, Registers};
 #[non_exhaustive]
 pub enum Step {
     /// See that the vCPU has its CPUID. In the plan only where XCR0 is x87 alone, which KVM takes
-    /// without a CPUID: with any other XCR0, [`SetXcr0`](Self::SetXcr0) notices.
+    /// without a CPUID: with any other XCR0, [`SetXcr0`](Self::SetXcr0) notices, or
+    /// [`SetXfd`](Self::SetXfd) before it where IA32_XFD is not 0.
     RequireCpuid,
     /// Release the components that the next step disables.
     Release(XFeatures),
@@ -193,6 +194,8 @@ impl<'s> RestorePlan<'s> {
                     *after = VcpuAfter::Discard;
                 }
                 let (index, value) = match taken {
+                    // As for XCR0: another remedy.
+                    0 if matches!(vcpu.has_cpuid(), Ok(false)) => return Err(Cause::NoCpuid),
                     0 => (MSR_IA32_XFD, xfd),
                     1 => (MSR_IA32_XFD_ERR, xfd_err),
                     _ => return Ok(()),
@@ -545,6 +548,21 @@ mod tests {
         assert_eq!(error.step, Step::SetXcr0(state.registers().xcr0));
         assert_eq!(error.cause, Cause::NoCpuid);
         assert_eq!(vcpu.xstate_bv(), 0);
+    }
+
+    #[test]
+    fn a_vcpu_without_cpuid_is_refused_by_kvm_with_xfd() {
+        let vcpu = used(0, 0);
+        vcpu.has_cpuid.set(false);
+        let armed = XFeatures::XTILEDATA;
+        let state = state(0x202e7, armed.bits());
+        let error = RestorePlan::new(&state)
+            .execute_on(&vcpu, &mut amx_buffer())
+            .unwrap_err();
+        let (xfd, xfd_err) = (armed, armed);
+        assert_eq!(error.step, Step::SetXfd { xfd, xfd_err });
+        assert_eq!(error.cause, Cause::NoCpuid);
+        assert_eq!(error.vcpu, VcpuAfter::Unchanged);
     }
 
     #[test]

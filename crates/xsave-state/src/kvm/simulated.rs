@@ -118,6 +118,9 @@ impl Vcpu for SimulatedVcpu {
 
     fn write_xfd(&self, _: &mut XsaveBuffer, xfd: u64, xfd_err: Option<u64>) -> Result<usize> {
         self.ioctl("SET_MSRS")?;
+        if !self.has_cpuid.get() && xfd != 0 {
+            return Ok(0);
+        }
         let values = [(&self.xfd, Some(xfd)), (&self.xfd_err, xfd_err)];
         let mut taken = 0;
         for (register, value) in values.into_iter().take(self.msrs_taken.get()) {
