@@ -80,14 +80,14 @@ pub(super) fn capture_from<'a>(
     if in_use == XFeatures::AVX && vcpu.keeps_compacted() {
         buffer.set_mxcsr(INITIAL_MXCSR);
     }
-    let image = Image::parse(buffer.area(), layout)?;
+    let image = Image::parse(buffer.area(), layout).map_err(CaptureError::Image)?;
     let registers = Registers {
         xcr0: XFeatures::from_bits_retain(xcr0),
         xfd: XFeatures::from_bits_retain(xfd),
         xfd_err: XFeatures::from_bits_retain(xfd_err),
     };
     Ok(Capture {
-        state: ExtendedState::new(image, registers)?,
+        state: ExtendedState::new(image, registers).map_err(CaptureError::State)?,
         over_reported,
     })
 }
@@ -98,16 +98,16 @@ pub(super) fn capture_from<'a>(
 pub enum CaptureError {
     /// KVM_GET_XSAVE2 (or KVM_GET_XSAVE) failed.
     #[error("KVM_GET_XSAVE2: {0}")]
-    Xsave(#[source] Errno),
+    Xsave(Errno),
     /// KVM_GET_XCRS failed.
     #[error("KVM_GET_XCRS: {0}")]
-    Xcrs(#[source] Errno),
+    Xcrs(Errno),
     /// KVM_GET_XCRS gave no XCR0.
     #[error("KVM_GET_XCRS has no XCR0")]
     NoXcr0,
     /// KVM_GET_MSRS failed.
     #[error("KVM_GET_MSRS of IA32_XFD and IA32_XFD_ERR: {0}")]
-    Msrs(#[source] Errno),
+    Msrs(Errno),
     /// CPUID has components that IA32_XFD can disable, but KVM does not have both registers.
     #[error("IA32_XFD can disable {disableable} of this CPUID, but KVM has no such register")]
     NoXfd {
@@ -116,10 +116,10 @@ pub enum CaptureError {
     },
     /// The area is not valid for the layout.
     #[error("the captured area: {0}")]
-    Image(#[from] ImageError),
+    Image(ImageError),
     /// The registers are not valid for the layout, or not with the area.
     #[error("the captured state: {0}")]
-    State(#[from] StateError),
+    State(StateError),
 }
 
 #[cfg(test)]
@@ -236,6 +236,20 @@ mod tests {
                 actual_bytes: 4096
             })
         );
+    }
+
+    #[test]
+    fn no_error_says_its_cause_twice() {
+        let vcpu = SimulatedVcpu::new(&amx_area(0x602e7));
+        vcpu.fail_at.set(1);
+        let xsave = capture_error(&vcpu);
+        assert!(xsave.to_string().contains("Cannot allocate"), "{xsave}");
+        vcpu.xfd.set(1 << 18);
+        let state = capture_error(&vcpu);
+        assert!(state.to_string().contains("in use"), "{state}");
+        for error in [xsave, state] {
+            assert!(std::error::Error::source(&error).is_none(), "{error}");
+        }
     }
 
     #[test]

@@ -266,7 +266,6 @@ pub struct RestoreError {
     /// The step.
     pub step: Step,
     /// Why it failed.
-    #[source]
     pub cause: Cause,
     /// What has become of the vCPU.
     pub vcpu: VcpuAfter,
@@ -323,7 +322,7 @@ pub enum Cause {
         value: XFeatures,
     },
     /// The ioctl failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Errno(#[from] Errno),
 }
 
@@ -505,6 +504,9 @@ mod tests {
             let before = vcpu.area.borrow().clone();
             let error = plan.execute_on(&vcpu, &mut amx_buffer()).unwrap_err();
             assert_eq!((error.step, error.vcpu), (step, after), "{error}");
+            // The cause is in its text, once.
+            assert!(error.to_string().contains("Cannot allocate"), "{error}");
+            assert!(std::error::Error::source(&error).is_none());
             if after == VcpuAfter::Unchanged {
                 assert_eq!(*vcpu.area.borrow(), before);
                 assert_eq!(vcpu.xfd.get(), 0);

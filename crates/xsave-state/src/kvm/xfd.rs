@@ -68,14 +68,13 @@ pub(super) fn release(
 pub enum WriteXfdError {
     /// KVM_GET_XSAVE2 failed.
     #[error("KVM_GET_XSAVE2, to see what IA32_XFD would disable: {0}")]
-    Read(#[source] Errno),
+    Read(Errno),
     /// KVM_SET_XSAVE failed.
     #[error("KVM_SET_XSAVE, to release {released} before IA32_XFD disables it: {errno}")]
     Release {
         /// What was to be released.
         released: XFeatures,
         /// What the kernel said.
-        #[source]
         errno: Errno,
     },
     /// KVM does not accept the value: a component is not in the vCPU's CPUID, or KVM has no
@@ -91,7 +90,6 @@ pub enum WriteXfdError {
         /// The value.
         xfd: XFeatures,
         /// What the kernel said.
-        #[source]
         errno: Errno,
     },
 }
