@@ -35,8 +35,10 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// A reserved byte is not zero: XRSTOR raises #GP, KVM_SET_XSAVE gives EINVAL
-    /// (arch/x86/kernel/fpu/xstate.c, `validate_user_xstate_header`).
+    /// A reserved byte is not zero. KVM_SET_XSAVE gives EINVAL for any of bytes 528 to 575
+    /// (arch/x86/kernel/fpu/xstate.c, `validate_user_xstate_header`); so do XRSTOR and XRSTORS with
+    /// #GP in the compacted format. XRSTOR of the standard format looks at 528 to 535 alone, beside
+    /// XCOMP_BV (SDM Vol. 1 §13.8).
     #[inline]
     pub fn parse(area: &[u8]) -> Result<Self, HeaderError> {
         if let Some(offset) = bytes::first_nonzero(area, RESERVED) {
@@ -58,7 +60,7 @@ impl Header {
     }
 }
 
-/// A header that the processor would refuse.
+/// A header that KVM would refuse, and in the compacted format the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum HeaderError {

@@ -11,6 +11,7 @@ use thiserror::Error;
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::header::{COMPACTED, Header, HeaderError, XCOMP_BV, XSTATE_BV};
+use crate::initial::MXCSR_HOLDERS;
 use crate::layout::Layout;
 use crate::legacy::{INITIAL_FCW, INITIAL_MXCSR, Legacy, LegacyError, MXCSR, MXCSR_MASK, XMM};
 use crate::tile::{TILECFG_BYTES, TileConfig, TileConfigError, TileData};
@@ -18,8 +19,9 @@ use crate::tile::{TILECFG_BYTES, TileConfig, TileConfigError, TileData};
 /// A valid standard-format area over borrowed or owned bytes.
 ///
 /// It cannot exist in a form that XRSTOR or KVM_SET_XSAVE would refuse on a processor of its
-/// [`Layout`], nor with a tile configuration that LDTILECFG would refuse. What it does not know is
-/// XCR0 and IA32_XFD: see [`ExtendedState`](crate::ExtendedState).
+/// [`Layout`], nor with a tile configuration that LDTILECFG would refuse. The crate's own rule beyond
+/// that: the reserved bytes of the legacy region are zero. What it does not know is XCR0 and
+/// IA32_XFD: see [`ExtendedState`](crate::ExtendedState).
 ///
 /// Two images are equal when they have the same layout and describe the same state: bytes of
 /// components that are initial, of gaps and of the software region mean nothing.
@@ -168,13 +170,20 @@ impl<'a> Image<'a> {
     /// (SDM Vol. 1 §13.7, §13.8).
     #[must_use]
     pub fn mxcsr(&self) -> u32 {
-        if self
-            .xstate_bv
-            .intersects(XFeatures::SSE.union(XFeatures::AVX))
-        {
+        if self.xstate_bv.intersects(MXCSR_HOLDERS) {
             self.legacy().mxcsr()
         } else {
             INITIAL_MXCSR
+        }
+    }
+
+    /// What XSTATE_BV has to be where MXCSR is loaded with SSE alone, as from the compacted format
+    /// (SDM Vol. 1 §13.8.2, §13.10): SSE counts as in use where MXCSR is not initial.
+    pub(crate) fn xstate_bv_with_mxcsr(&self) -> XFeatures {
+        if self.mxcsr() == INITIAL_MXCSR {
+            self.xstate_bv
+        } else {
+            self.xstate_bv | XFeatures::SSE
         }
     }
 
@@ -225,9 +234,7 @@ impl<'a> Image<'a> {
             }
         }
         // x87's bytes have MXCSR in their midst. It is kept while SSE or AVX needs it.
-        let keeps = self
-            .xstate_bv
-            .intersects(XFeatures::SSE.union(XFeatures::AVX));
+        let keeps = self.xstate_bv.intersects(MXCSR_HOLDERS);
         let mxcsr = if keeps { mxcsr } else { INITIAL_MXCSR };
         bytes::write(area, MXCSR, &mxcsr.to_le_bytes());
         if dropped.contains(XFeatures::X87) {
@@ -306,10 +313,7 @@ impl<'a> Image<'a> {
     /// (SDM Vol. 1 §13.10).
     #[must_use]
     pub fn to_compacted(&self) -> Vec<u8> {
-        let mut xstate_bv = self.xstate_bv;
-        if self.mxcsr() != INITIAL_MXCSR {
-            xstate_bv |= XFeatures::SSE;
-        }
+        let xstate_bv = self.xstate_bv_with_mxcsr();
         let mut compacted = blank(self.layout.compacted_size(xstate_bv));
         if xstate_bv.contains(XFeatures::X87) {
             bytes::copy(&self.area, 0..MXCSR, &mut compacted, 0);

@@ -12,6 +12,8 @@ use thiserror::Error;
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::header::{EXTENDED_OFFSET, HEADER_BYTES, LEGACY_BYTES};
+use crate::legacy::INITIAL_MXCSR;
+use crate::relayout::Loss;
 use crate::tile::{Palette, PaletteError, TILECFG_BYTES};
 
 /// No area may be larger than this many bytes. The largest known today is 11,008.
@@ -26,6 +28,8 @@ const CPUID_EXTENDED: u32 = 0x8000_0000;
 const CPUID_EXTENDED_FEATURES: u32 = 0x8000_0001;
 /// What every processor with XSAVE implements: bits 0 to 15 (SDM Vol. 1 §10.2.3, §11.6.6).
 const MXCSR_MASK: u32 = 0xffff;
+/// What a mask of 0 stands for: all but MXCSR.DAZ, which the first processors with SSE do not have.
+const MXCSR_MASK_OF_0: u32 = 0xffbf;
 /// MXCSR.MM, there where CPUID.80000001H:ECX.MisAlignSse\[7\] is set (AMD APM Vol. 1 §4.2.2).
 const MXCSR_MM: u32 = 1 << 17;
 
@@ -142,8 +146,9 @@ impl Layout {
     ///
     /// CPUID may be the host's or the guest's: what the guest cannot have does not belong into its
     /// layout. CPUID.0DH.0:EBX is not used, because it depends on the current XCR0. The MXCSR mask
-    /// is 0xffff, with MXCSR.MM where the processor has misaligned SSE;
-    /// [`with_mxcsr_mask`](Self::with_mxcsr_mask) sets another.
+    /// is 0xffff, with MXCSR.MM where this CPUID has misaligned SSE;
+    /// [`with_mxcsr_mask_of`](Self::with_mxcsr_mask_of) takes the host's, which is what counts where
+    /// a guest's CPUID hides it.
     ///
     /// # Errors
     ///
@@ -167,7 +172,7 @@ impl Layout {
         }
         let beyond = (user | supervisor).bits() >> ComponentId::COUNT;
         if beyond != 0 {
-            return Err(LayoutError::Bit63);
+            return Err(LayoutError::Bit63 { user, supervisor });
         }
 
         let mut components = [None; SLOTS];
@@ -247,12 +252,35 @@ impl Layout {
         }))
     }
 
-    /// The same layout with another mask of valid MXCSR bits: byte 28 of an area that the processor
-    /// wrote with FXSAVE or XSAVE, where a VMM knows better than CPUID.
+    /// The same layout with another mask of valid MXCSR bits: bytes 28 to 31 of an area that the
+    /// processor wrote with FXSAVE or XSAVE, where a VMM knows better than CPUID.
+    ///
+    /// 0 stands for 0xffbf, as there (SDM Vol. 1 §11.6.6). The bits of the initial MXCSR, 0x1f80,
+    /// belong to every mask.
     #[must_use]
     pub fn with_mxcsr_mask(mut self, mask: u32) -> Self {
-        Arc::make_mut(&mut self.0).mxcsr_mask = mask;
+        let mask = if mask == 0 { MXCSR_MASK_OF_0 } else { mask };
+        Arc::make_mut(&mut self.0).mxcsr_mask = mask | INITIAL_MXCSR;
         self
+    }
+
+    /// The same layout with the MXCSR mask of `host`, where the guest's CPUID hides what the host's
+    /// processor has: LDMXCSR goes by the processor, so a guest on AMD's can set MXCSR.MM without
+    /// seeing MisAlignSse, and its state would not be valid.
+    ///
+    /// `host` is the layout of KVM_GET_SUPPORTED_CPUID.
+    ///
+    /// ```
+    /// # use xsave_state::{Image, ImageError, Layout};
+    /// # fn demo(area: &[u8], host: &Layout) -> Result<(), ImageError> {
+    /// let layout = Layout::legacy().with_mxcsr_mask_of(host);
+    /// let image = Image::parse(area, &layout)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn with_mxcsr_mask_of(self, host: &Self) -> Self {
+        self.with_mxcsr_mask(host.mxcsr_mask())
     }
 
     /// The same layout with the tile palettes of `host`, where the guest's CPUID hides leaf 1DH: that
@@ -377,23 +405,12 @@ impl Layout {
         &self.0.palettes
     }
 
-    /// Everything that keeps an area of this layout, with `in_use` components not initial, from
-    /// being given to a processor or guest of layout `target` as it is. Empty: it fits.
+    /// Which of the components `in_use` are not in `target`, or not at the same place with the same
+    /// size. Others do not matter: their bytes mean nothing.
     ///
-    /// Components that are initial do not matter, because their bytes mean nothing.
-    ///
-    /// ```
-    /// # fn demo(source: &xsave_state::Layout, target: &xsave_state::Layout, image: &xsave_state::Image<'_>) {
-    /// for reason in source.misfits(target, image.xstate_bv()) {
-    ///     eprintln!("cannot restore here: {reason}");
-    /// }
-    /// # }
-    /// ```
-    pub fn misfits<'a>(
-        &'a self,
-        target: &'a Self,
-        in_use: XFeatures,
-    ) -> impl Iterator<Item = Misfit> + 'a {
+    /// Whether a state fits depends on more than places: see
+    /// [`ExtendedState::misfits`](crate::ExtendedState::misfits), which has all of it.
+    pub fn misfits(&self, target: &Self, in_use: XFeatures) -> impl Iterator<Item = Misfit> {
         (in_use - XFeatures::LEGACY).components().filter_map(|id| {
             let Some(theirs) = target.component(id).filter(|c| c.offset().is_some()) else {
                 return Some(Misfit::Missing { component: id });
@@ -629,8 +646,16 @@ pub enum LayoutError {
         both: XFeatures,
     },
     /// Bit 63 is not a component.
-    #[error("CPUID.0DH lists bit 63, which is not a state component")]
-    Bit63,
+    #[error(
+        "CPUID.0DH lists bit 63, which is not a state component: {user} for XCR0, {supervisor} for \
+         IA32_XSS"
+    )]
+    Bit63 {
+        /// CPUID.(EAX=0DH,ECX=0):EDX:EAX.
+        user: XFeatures,
+        /// CPUID.(EAX=0DH,ECX=1):EDX:ECX.
+        supervisor: XFeatures,
+    },
     /// CPUID.(EAX=0DH,ECX=n):ECX\[0\] contradicts the bitmap in which the component is listed.
     #[error(
         "{component} is listed for {}, but CPUID.(EAX=0DH,ECX={}):ECX[0] says the other",
@@ -729,7 +754,7 @@ pub enum LayoutError {
     },
 }
 
-/// Why a component in use cannot be given to another layout as it is.
+/// Why a state, or a component of it, cannot be given to another layout as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Misfit {
@@ -756,11 +781,17 @@ pub enum Misfit {
         /// There, in bytes.
         target_offset: usize,
     },
+    /// The target cannot hold something else: [`relayout`](crate::relayout::relayout) would lose it.
+    /// From [`ExtendedState::misfits`](crate::ExtendedState::misfits) alone, and never
+    /// [`Loss::Missing`] or [`Loss::Size`], which are [`Missing`](Self::Missing) and
+    /// [`Size`](Self::Size).
+    Loss(Loss),
 }
 
 impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Loss(loss) => loss.fmt(f),
             Self::Missing { component } => {
                 write!(f, "{component} is in use and the target does not have it")
             }

@@ -17,7 +17,7 @@ pub(crate) const RESERVED: core::ops::Range<usize> = 416..464;
 const SOFTWARE: core::ops::Range<usize> = 464..512;
 
 /// The legacy region of an area, with a valid MXCSR.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Legacy<'a>(&'a [u8]);
 
 impl<'a> Legacy<'a> {
@@ -73,7 +73,7 @@ impl<'a> Legacy<'a> {
     /// nothing when the area is loaded.
     #[must_use]
     pub fn mxcsr_mask(&self) -> u32 {
-        bytes::u32_at(self.0, 28)
+        bytes::u32_at(self.0, MXCSR_MASK)
     }
 
     /// x87 register ST(`index`) or MM`index`, 0 to 7, without its 6 bytes of padding.
@@ -98,12 +98,13 @@ impl<'a> Legacy<'a> {
     }
 }
 
-/// A legacy region that the processor or KVM would refuse.
+/// A legacy region that is not valid: by the processor and KVM, or by a rule of this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum LegacyError {
-    /// MXCSR has a bit that the processor does not implement: XRSTOR raises #GP, KVM_SET_XSAVE
-    /// gives EINVAL (arch/x86/kernel/fpu/xstate.c, `copy_uabi_to_xstate`).
+    /// MXCSR has a bit that the processor does not implement: XRSTOR raises #GP, and so does
+    /// KVM_SET_XSAVE with EINVAL where x87, SSE or AVX is in use (arch/x86/kernel/fpu/xstate.c,
+    /// `copy_uabi_to_xstate`).
     #[error("MXCSR is {mxcsr:#x}; the bits that may be set are {mask:#x}")]
     Mxcsr {
         /// What is in the area.
@@ -111,7 +112,8 @@ pub enum LegacyError {
         /// The bits that may be set.
         mask: u32,
     },
-    /// A reserved byte is not zero.
+    /// A reserved byte is not zero. This is the crate's own rule: neither the processor nor KVM looks
+    /// at these bytes, and neither writes them. What is there was not saved by either.
     #[error(
         "byte {offset} of the area (legacy region) is reserved and must be 0, but is {value:#04x}"
     )]

@@ -13,7 +13,7 @@ use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::image::{Image, ImageError};
 use crate::initial::{MXCSR_HOLDERS, is_initial};
-use crate::layout::Layout;
+use crate::layout::{Layout, Misfit};
 use crate::legacy::INITIAL_MXCSR;
 use crate::state::{ExtendedState, Registers, StateError};
 use crate::tile::{TileConfig, TileConfigError};
@@ -114,14 +114,10 @@ pub fn relayout(
             Place::Lost(loss) => lost.push(loss),
         }
     }
-    let registers = registers(state.registers(), target, &mut lost);
-
-    let mut mxcsr = image.mxcsr();
-    let mask = target.mxcsr_mask();
-    if mxcsr & !mask != 0 {
-        lost.push(Loss::Mxcsr { mxcsr, mask });
-        mxcsr &= mask;
-    }
+    let registers = registers(state.registers(), target);
+    lost.extend(lost_registers(state.registers(), registers));
+    lost.extend(lost_mxcsr(image, target));
+    let mxcsr = image.mxcsr() & target.mxcsr_mask();
     // MXCSR needs a component with which it is loaded; XMM is initial then, as it was.
     if mxcsr != INITIAL_MXCSR && !kept.intersects(MXCSR_HOLDERS) {
         kept |= XFeatures::SSE;
@@ -142,6 +138,25 @@ pub fn relayout(
         state: ExtendedState::new(image, registers)?,
         lost,
     })
+}
+
+/// See [`ExtendedState::misfits`].
+pub(crate) fn misfits(state: &ExtendedState<'_>, target: &Layout) -> impl Iterator<Item = Misfit> {
+    let image = state.image();
+    let in_use = image.xstate_bv();
+    let tiles = (in_use & XFeatures::AMX).components();
+    let tiles = tiles.filter_map(|id| match place(image, target, id) {
+        // The layouts have these already.
+        Place::Lost(Loss::Missing { .. } | Loss::Size { .. }) => None,
+        Place::Lost(loss) => Some(loss),
+        Place::Fits | Place::Initial => None,
+    });
+    let was = state.registers();
+    let losses = tiles
+        .chain(lost_registers(was, registers(was, target)))
+        .chain(lost_mxcsr(image, target));
+    let places = state.layout().misfits(target, in_use);
+    places.chain(losses.map(Misfit::Loss))
 }
 
 /// What becomes of a component in use.
@@ -208,7 +223,8 @@ fn place(image: &Image<'_>, target: &Layout, component: ComponentId) -> Place {
     }
 }
 
-/// Whether one has all palettes of the other.
+/// Whether the palettes that both have are the same. One that only one of them has does not matter:
+/// nothing can look through it at tiles that come from the other.
 fn is_prefix(source: &Layout, target: &Layout) -> bool {
     source
         .palettes()
@@ -217,35 +233,43 @@ fn is_prefix(source: &Layout, target: &Layout) -> bool {
         .all(|(ours, theirs)| ours == theirs)
 }
 
-fn registers(was: Registers, target: &Layout, lost: &mut Vec<Loss>) -> Registers {
-    let now = Registers {
+/// What the target has of them, as a legal XCR0.
+fn registers(was: Registers, target: &Layout) -> Registers {
+    Registers {
         xcr0: xcr0::largest_within(was.xcr0, target.user()),
         xfd: was.xfd & target.xfd(),
         xfd_err: was.xfd_err & target.xfd(),
+    }
+}
+
+fn lost_registers(was: Registers, now: Registers) -> impl Iterator<Item = Loss> {
+    let xcr0 = Loss::Xcr0 {
+        xcr0: was.xcr0,
+        lost: was.xcr0 - now.xcr0,
     };
-    if now.xcr0 != was.xcr0 {
-        lost.push(Loss::Xcr0 {
-            xcr0: was.xcr0,
-            lost: was.xcr0 - now.xcr0,
-        });
-    }
-    if now.xfd != was.xfd {
-        lost.push(Loss::Xfd {
-            xfd: was.xfd,
-            lost: was.xfd - now.xfd,
-        });
-    }
-    if now.xfd_err != was.xfd_err {
-        lost.push(Loss::XfdErr {
-            xfd_err: was.xfd_err,
-            lost: was.xfd_err - now.xfd_err,
-        });
-    }
-    now
+    let xfd = Loss::Xfd {
+        xfd: was.xfd,
+        lost: was.xfd - now.xfd,
+    };
+    let xfd_err = Loss::XfdErr {
+        xfd_err: was.xfd_err,
+        lost: was.xfd_err - now.xfd_err,
+    };
+    let lost = [
+        (now.xcr0 != was.xcr0).then_some(xcr0),
+        (now.xfd != was.xfd).then_some(xfd),
+        (now.xfd_err != was.xfd_err).then_some(xfd_err),
+    ];
+    lost.into_iter().flatten()
+}
+
+fn lost_mxcsr(image: &Image<'_>, target: &Layout) -> Option<Loss> {
+    let (mxcsr, mask) = (image.mxcsr(), target.mxcsr_mask());
+    (mxcsr & !mask != 0).then_some(Loss::Mxcsr { mxcsr, mask })
 }
 
 /// One thing that the target cannot hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Loss {
     /// A component in use that the target does not have.

@@ -21,7 +21,7 @@ mod report;
 pub use report::{Change, Losses, Report};
 
 /// Extended state of unknown origin.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Foreign<'a> {
     area: &'a [u8],
     registers: Registers,
@@ -44,10 +44,11 @@ impl<'a> Foreign<'a> {
     ///
     /// Kernels before 6.6 and 6.5.9 report components in XSTATE_BV that the guest never had (fixed
     /// by 8647c52e9504). With `components` known, those are cleared as [`Change::OverReported`],
-    /// which loses nothing; without, as [`Change::Unsupported`], which may.
+    /// which loses nothing; without, as [`Change::Unsupported`], which may. x87 and SSE always count:
+    /// a guest without XSAVE, whose CPUID.0DH is zero, has them too.
     #[must_use]
     pub const fn with_guest(mut self, components: XFeatures) -> Self {
-        self.guest = Some(components);
+        self.guest = Some(components.union(XFeatures::LEGACY));
         self
     }
 }

@@ -4,7 +4,8 @@ use thiserror::Error;
 
 use crate::feature::XFeatures;
 use crate::image::Image;
-use crate::layout::Layout;
+use crate::layout::{Layout, Misfit};
+use crate::relayout;
 use crate::xcr0::{self, Xcr0Error};
 
 /// The registers that belong to the extended state of a vCPU.
@@ -134,6 +135,25 @@ impl<'a> ExtendedState<'a> {
     #[must_use]
     pub fn layout(&self) -> &Layout {
         self.image.layout()
+    }
+
+    /// Everything that keeps this state from being restored, as it is, into a vCPU of layout
+    /// `target`: components in use that are not there or lie elsewhere, a tile configuration or a
+    /// palette, XCR0, IA32_XFD, IA32_XFD_ERR and MXCSR. Empty: it fits.
+    ///
+    /// `target` is the layout of the vCPU's CPUID [with the host's MXCSR
+    /// mask](Layout::with_mxcsr_mask_of). What lies elsewhere,
+    /// [`relayout`](crate::relayout::relayout) can move.
+    ///
+    /// ```
+    /// # fn demo(state: &xsave_state::ExtendedState<'_>, target: &xsave_state::Layout) {
+    /// for reason in state.misfits(target) {
+    ///     eprintln!("cannot restore here: {reason}");
+    /// }
+    /// # }
+    /// ```
+    pub fn misfits(&self, target: &Layout) -> impl Iterator<Item = Misfit> {
+        relayout::misfits(self, target)
     }
 
     /// The same with its own bytes. Copies them where they are borrowed.

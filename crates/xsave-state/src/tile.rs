@@ -342,7 +342,7 @@ fn reserved(bytes: &[u8], offset: usize) -> TileConfigError {
 }
 
 /// A TILECFG for which LDTILECFG would raise #GP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum TileConfigError {
     /// The palette is not one that CPUID.1DH describes.
@@ -404,7 +404,7 @@ pub enum TileConfigError {
 }
 
 /// The bytes of component 18 as tiles and rows, by the geometry of a palette.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileData<'a> {
     bytes: &'a [u8],
     palette: Palette,

@@ -4,6 +4,45 @@ use thiserror::Error;
 
 use crate::feature::XFeatures;
 
+/// Components that XCR0 has together or not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Group {
+    /// These.
+    pub together: XFeatures,
+    /// What else it must have where it has them.
+    pub needs: XFeatures,
+}
+
+impl Group {
+    const fn new(together: XFeatures, needs: XFeatures) -> Self {
+        Self { together, needs }
+    }
+
+    /// Whether `xcr0` has none of it, or all and what it needs.
+    #[must_use]
+    pub const fn is_whole_in(&self, xcr0: XFeatures) -> bool {
+        !xcr0.intersects(self.together) || xcr0.contains(self.together.union(self.needs))
+    }
+}
+
+/// All rules between components (SDM Vol. 1 §13.3): a value is legal where it has x87, nothing that
+/// is not supported, and each of these whole. What a group needs comes before it.
+///
+/// ```
+/// use xsave_state::{XFeatures, xcr0};
+///
+/// let legal = |xcr0| xcr0::GROUPS.iter().all(|group| group.is_whole_in(xcr0));
+/// assert!(legal(XFeatures::from_bits_retain(0x602e7)));
+/// assert!(!legal(XFeatures::from_bits_retain(0x600e3))); // AVX-512 without AVX
+/// ```
+pub const GROUPS: [Group; 4] = [
+    Group::new(XFeatures::AVX, XFeatures::SSE),
+    Group::new(XFeatures::MPX, XFeatures::empty()),
+    Group::new(XFeatures::AVX512, XFeatures::AVX),
+    Group::new(XFeatures::AMX, XFeatures::empty()),
+];
+
 /// Checks a value for XCR0 as XSETBV does: `supported` is CPUID.(EAX=0DH,ECX=0):EDX:EAX, see
 /// [`Layout::user`](crate::Layout::user). KVM checks the same for a guest's XSETBV and in
 /// KVM_SET_XCRS (arch/x86/kvm/x86.c, `__kvm_set_xcr`).
@@ -67,15 +106,9 @@ pub fn check(xcr0: XFeatures, supported: XFeatures) -> Result<(), Xcr0Error> {
 #[must_use]
 pub fn largest_within(xcr0: XFeatures, supported: XFeatures) -> XFeatures {
     let mut largest = (xcr0 & supported) | XFeatures::X87;
-    if !largest.contains(XFeatures::SSE) {
-        largest -= XFeatures::AVX;
-    }
-    if !largest.contains(XFeatures::AVX) {
-        largest -= XFeatures::AVX512;
-    }
-    for together in [XFeatures::MPX, XFeatures::AVX512, XFeatures::AMX] {
-        if split(largest, together) {
-            largest -= together;
+    for group in GROUPS {
+        if !group.is_whole_in(largest) {
+            largest -= group.together;
         }
     }
     largest
@@ -156,6 +189,17 @@ mod tests {
         }
     }
 
+    /// The named errors of `check` are the rules of the table.
+    #[test]
+    fn what_is_legal_has_x87_and_each_group_whole() {
+        for bits in (0..0x80000u64).filter(|bits| bits & !0x602ff == 0) {
+            let xcr0 = XFeatures::from_bits_retain(bits);
+            let whole = GROUPS.iter().all(|group| group.is_whole_in(xcr0));
+            let legal = xcr0.contains(XFeatures::X87) && whole;
+            assert_eq!(verdict(bits).is_ok(), legal, "{bits:#x}");
+        }
+    }
+
     /// Every value within the supported ones is legal or larger than the largest legal one.
     #[test]
     fn the_largest_legal_value() {
@@ -170,8 +214,8 @@ mod tests {
             assert!((xcr0 | XFeatures::X87).contains(largest));
             // Nothing legal lies between the two.
             for id in (xcr0 - largest).components() {
-                let groups = [XFeatures::MPX, XFeatures::AVX512, XFeatures::AMX];
-                let group = groups.into_iter().find(|group| group.contains(id.bit()));
+                let mut groups = GROUPS.iter().map(|group| group.together);
+                let group = groups.find(|group| group.contains(id.bit()));
                 let more = largest | (group.unwrap_or(id.bit()) & xcr0);
                 assert!(check(more, supported).is_err(), "{bits:#x}: {more}");
             }

@@ -254,6 +254,40 @@ fn a_vmm_that_knows_better_sets_the_mxcsr_mask() {
     ));
 }
 
+/// FXSAVE's mask of 0 stands for the oldest one, and no mask forbids what every vCPU starts with.
+#[test]
+fn every_mxcsr_mask_has_the_initial_value() {
+    for (mask, expected) in [
+        (0, 0xffbf),
+        (1, 0x1f81),
+        (0x2_0000, 0x2_1f80),
+        (u32::MAX, u32::MAX),
+    ] {
+        let layout = amx().with_mxcsr_mask(mask);
+        assert_eq!(layout.mxcsr_mask(), expected);
+        let reset = ExtendedState::reset(&layout);
+        assert!(Image::parse(reset.image().as_bytes(), &layout).is_ok());
+        let bytes = wire::encode(&reset);
+        assert_eq!(wire::decode(&bytes).as_ref(), Ok(&reset), "{mask:#x}");
+    }
+}
+
+/// A guest may set what its processor has, whatever its CPUID says.
+#[test]
+fn the_host_s_mxcsr_mask_can_be_taken_over() {
+    let host = layout("amd-zen4-genoa");
+    for guest in [
+        layout("amd-zen4-genoa").with_mxcsr_mask(0xffff),
+        Layout::legacy(),
+    ] {
+        let mut area = area(&guest, 3);
+        area[24..28].copy_from_slice(&0x2_1f80u32.to_le_bytes());
+        assert!(Image::parse(&area, &guest).is_err());
+        let guest = guest.with_mxcsr_mask_of(&host);
+        assert_eq!(Image::parse(&area, &guest).unwrap().mxcsr(), 0x2_1f80);
+    }
+}
+
 #[test]
 fn mxcsr_is_initial_where_neither_sse_nor_avx_is_in_use() {
     let layout = amx();

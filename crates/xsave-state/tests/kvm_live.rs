@@ -12,17 +12,19 @@ mod common;
 mod machine;
 
 use common::{area, layout};
+use machine::program::{self, LDMXCSR, STMXCSR};
 use machine::{Machine, machine};
 use xsave_state::kvm::{
-    self, Cause, RestorePlan, Step, VcpuAfter, WriteXfdError, XsaveBuffer, XsaveSize,
+    self, CaptureError, Cause, RestorePlan, Step, VcpuAfter, WriteXfdError, XsaveBuffer, XsaveSize,
 };
-use xsave_state::{ExtendedState, Image, Layout, Registers, XFeatures};
+use xsave_state::legacy::LegacyError;
+use xsave_state::{ComponentId, ExtendedState, Image, ImageError, Layout, Registers, XFeatures};
 
 /// The components that this vCPU can have, all in use, at their places.
 fn full_state(layout: &Layout, xfd: XFeatures) -> ExtendedState<'static> {
     let in_use = layout.user() - xfd;
     let mut area = area(layout, in_use.bits());
-    if let Some(pkru) = layout.component(xsave_state::ComponentId::PKRU) {
+    if let Some(pkru) = layout.component(ComponentId::PKRU) {
         // KVM keeps PKRU as a number of its own: the upper half of the component is not the guest's.
         area[pkru.offset().unwrap() + 4..][..4].fill(0);
     }
@@ -110,6 +112,16 @@ fn a_vcpu_without_cpuid_is_refused() {
     assert_eq!(error.step, Step::SetXcr0(state.registers().xcr0));
     assert_eq!(error.cause, Cause::NoCpuid);
 
+    // XFD comes first, where it is armed. This needs no host with AMX.
+    let armed = full_state(
+        &layout("sapphire-rapids-emulated-guest"),
+        XFeatures::XTILEDATA,
+    );
+    let error = kvm::restore(&bare, &armed, &mut machine.buffer).unwrap_err();
+    assert!(matches!(error.step, Step::SetXfd { .. }), "{error}");
+    assert_eq!(error.cause, Cause::NoCpuid);
+    assert_eq!(error.vcpu, VcpuAfter::Unchanged);
+
     // KVM takes the XCR0 of the reset state without a CPUID.
     let reset = ExtendedState::reset(&machine.layout);
     let error = kvm::restore(&bare, &reset, &mut machine.buffer).unwrap_err();
@@ -130,7 +142,7 @@ fn a_vcpu_without_xsave_in_its_cpuid_moves_with_x87_and_sse() {
     kvm::restore(&vcpu, &state, &mut buffer).unwrap();
     let captured = kvm::capture(&vcpu, &layout, &mut buffer).unwrap();
     assert_eq!(captured.state.registers().xcr0, XFeatures::X87);
-    for id in [xsave_state::ComponentId::X87, xsave_state::ComponentId::SSE] {
+    for id in [ComponentId::X87, ComponentId::SSE] {
         assert_eq!(
             captured.state.image().component(id),
             state.image().component(id)
@@ -244,6 +256,22 @@ fn arming_xfd_releases_live_tiles_and_the_host_lives() {
     assert_same(&captured, &ExtendedState::new(image, registers).unwrap());
 }
 
+/// The vCPU was used before and has XFD armed. A layout whose CPUID hides XFD says nothing of it.
+#[test]
+fn tiles_of_a_guest_that_does_not_see_xfd_arrive_in_an_armed_vcpu() {
+    let Some(mut machine) = with_amx() else {
+        return;
+    };
+    let armed = full_state(&machine.layout, XFeatures::XTILEDATA);
+    machine.restore(&armed).unwrap();
+    let layout = machine.layout_without_xfd();
+    let live = full_state(&layout, XFeatures::empty());
+    machine.restore(&live).unwrap();
+    machine.run_to_halt();
+    let captured = kvm::capture(&machine.vcpu, &layout, &mut machine.buffer).unwrap();
+    assert_same(&captured.state, &live);
+}
+
 /// From every kind of state to every kind, in one vCPU, which runs in between.
 #[test]
 fn any_state_can_follow_any_state() {
@@ -290,6 +318,87 @@ fn capture_and_restore_allocate_nothing() {
     // The control: the counter counts.
     let allocated = allocation_counter::measure(|| drop(XsaveBuffer::new(buffer.size())));
     assert!(allocated.count_total > 0);
+}
+
+/// The compacted format, in which most hosts' kernels keep the area, has MXCSR with SSE alone.
+#[test]
+fn mxcsr_arrives_with_avx_alone() {
+    let Some(mut machine) = machine() else { return };
+    if !machine.layout.user().contains(XFeatures::AVX) {
+        println!("skipped: this host has no AVX");
+        return;
+    }
+    let state = avx_alone(&machine.layout);
+    assert_eq!(state.image().mxcsr(), 0x1fa0);
+    machine.restore(&state).unwrap();
+    let seen = machine.run_program(&[program::instruction(STMXCSR, 0)], &[0; 4]);
+    assert_eq!(seen, 0x1fa0u32.to_le_bytes());
+    let captured = machine.capture().state.into_owned();
+    assert_eq!(captured.image().mxcsr(), 0x1fa0);
+    let component = |state: &ExtendedState<'_>, id| state.image().component(id).map(<[u8]>::to_vec);
+    assert_eq!(
+        component(&captured, ComponentId::AVX),
+        component(&state, ComponentId::AVX)
+    );
+    let xmm = component(&captured, ComponentId::SSE);
+    assert!(xmm.is_none_or(|xmm| xmm == [0; 256]));
+}
+
+/// The same area from a VMM that gives it to KVM as it is: whether the kernel is to load MXCSR or
+/// not, what is captured is what the guest has.
+#[test]
+fn the_captured_mxcsr_is_the_one_that_the_guest_has() {
+    let Some(mut machine) = machine() else { return };
+    if !machine.layout.user().contains(XFeatures::AVX) {
+        println!("skipped: this host has no AVX");
+        return;
+    }
+    let reset = ExtendedState::reset(&machine.layout);
+    let registers = Registers {
+        xcr0: machine.layout.user(),
+        ..Registers::RESET
+    };
+    let enabled = ExtendedState::new(reset.into_image(), registers).unwrap();
+    machine.restore(&enabled).unwrap();
+    let image = avx_alone(&machine.layout).into_image();
+    machine.set_xsave(image.as_bytes());
+    let captured = machine.capture().state.image().mxcsr();
+    let seen = machine.run_program(&[program::instruction(STMXCSR, 0)], &[0; 4]);
+    assert_eq!(captured.to_le_bytes(), *seen);
+}
+
+/// LDMXCSR goes by the processor, not by the guest's CPUID.
+#[test]
+fn a_guest_that_sets_an_mxcsr_bit_of_its_host_can_be_captured() {
+    let Some(mut machine) = machine() else { return };
+    if machine.layout.mxcsr_mask() == 0xffff {
+        println!("skipped: this host has no MXCSR bit that CPUID could hide");
+        return;
+    }
+    let mxcsr = (machine.layout.mxcsr_mask() & !0xffff | 0x1f80).to_le_bytes();
+    machine.run_program(&[program::instruction(LDMXCSR, 0)], &mxcsr);
+    let seen = machine.layout.clone().with_mxcsr_mask(0xffff);
+    for layout in [seen, Layout::legacy()] {
+        let refused = kvm::capture(&machine.vcpu, &layout, &mut machine.buffer);
+        assert!(matches!(
+            refused.unwrap_err(),
+            CaptureError::Image(ImageError::Legacy(LegacyError::Mxcsr { mask: 0xffff, .. }))
+        ));
+        let layout = layout.with_mxcsr_mask_of(&machine.layout);
+        let captured = kvm::capture(&machine.vcpu, &layout, &mut machine.buffer).unwrap();
+        assert_eq!(captured.state.image().mxcsr().to_le_bytes(), mxcsr);
+    }
+}
+
+/// AVX in use, SSE not, and an MXCSR that is not the initial one.
+fn avx_alone(layout: &Layout) -> ExtendedState<'static> {
+    let image = full_state(layout, XFeatures::empty()).into_image();
+    let image = image.without(layout.user() - XFeatures::AVX);
+    let registers = Registers {
+        xcr0: layout.user(),
+        ..Registers::RESET
+    };
+    ExtendedState::new(image, registers).unwrap()
 }
 
 fn with_amx() -> Option<Machine> {

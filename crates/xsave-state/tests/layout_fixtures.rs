@@ -431,8 +431,17 @@ fn user_and_supervisor() {
 
 #[test]
 fn bit_63() {
-    assert_eq!(spr().error(0xd, 0, EDX, 1 << 31), LayoutError::Bit63);
-    assert_eq!(spr().error(0xd, 1, EDX, 1 << 31), LayoutError::Bit63);
+    let layout = spr().layout().unwrap();
+    let bit_63 = XFeatures::from_bits_retain(1 << 63);
+    for (subleaf, user, supervisor) in [
+        (0, layout.user() | bit_63, layout.supervisor()),
+        (1, layout.user(), layout.supervisor() | bit_63),
+    ] {
+        assert_eq!(
+            spr().error(0xd, subleaf, EDX, 1 << 31),
+            LayoutError::Bit63 { user, supervisor }
+        );
+    }
 }
 
 #[test]

@@ -13,7 +13,7 @@ use common::{Dump, LAYOUTS, LIVE_TILES, area, layout};
 use proptest::prelude::*;
 use xsave_state::relayout::{Allowed, Loss, Relaid, RelayoutError, relayout};
 use xsave_state::tile::TileConfigError;
-use xsave_state::{ComponentId, ExtendedState, Image, Layout, Registers, XFeatures};
+use xsave_state::{ComponentId, ExtendedState, Image, Layout, Misfit, Registers, XFeatures};
 
 fn bits(bits: u64) -> XFeatures {
     XFeatures::from_bits_retain(bits)
@@ -310,6 +310,70 @@ fn tiles_of_a_palette_that_the_target_lacks_or_means_otherwise() {
     assert!(relayout(&unconfigured, &large, Allowed::NOTHING).is_ok());
 }
 
+/// Same places, and still not the same: what KVM would refuse at its last step, or not at all.
+#[test]
+fn each_thing_beyond_places_is_a_misfit() {
+    let of = |state: &ExtendedState<'_>, target: &Layout| -> Vec<String> {
+        let misfits = state.misfits(target);
+        misfits.map(|misfit| misfit.to_string()).collect()
+    };
+    let small = amx();
+    let mut bytes = LIVE_TILES.to_vec();
+    bytes[2752 + 48..][..8].fill(8);
+    let tiles = state(&bytes, &small, registers(0x602e7, 0, 0));
+    assert_eq!(of(&tiles, &small), [""; 0]);
+    let other = Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
+        (0x1d, 1) => [0x0400_2000, 0x0008_0080, 0x8, 0],
+        _ => Dump::read("sapphire-rapids-emulated-guest").get(leaf, subleaf),
+    })
+    .unwrap();
+    assert_eq!(
+        of(&tiles, &other),
+        [
+            "XTILECFG: palette 1 is another one on the target",
+            "XTILEDATA: palette 1 is another one on the target"
+        ]
+    );
+
+    let without_xfd = Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
+        (0xd, 1) => [0xf, 0, 0, 0],
+        _ => Dump::read("sapphire-rapids-emulated-guest").get(leaf, subleaf),
+    })
+    .unwrap();
+    let armed = state(common::ARMED, &small, registers(0x602e7, 0x40000, 0x40000));
+    assert_eq!(
+        of(&armed, &without_xfd),
+        [
+            "IA32_XFD is XTILEDATA (0x40000); the target cannot disable XTILEDATA (0x40000)",
+            "IA32_XFD_ERR is XTILEDATA (0x40000); the target cannot disable XTILEDATA (0x40000)"
+        ]
+    );
+    assert_eq!(of(&tiles, &without_xfd), [""; 0]);
+
+    let enabled = state(&area(&small, 7), &small, registers(0x602e7, 0, 0));
+    let found: Vec<_> = enabled.misfits(&layout("ice-lake-server")).collect();
+    assert_eq!(
+        found,
+        [Misfit::Loss(Loss::Xcr0 {
+            xcr0: bits(0x602e7),
+            lost: XFeatures::AMX
+        })]
+    );
+
+    let amd = layout("amd-zen4-genoa");
+    let mut bytes = area(&amd, 7);
+    bytes[24..28].copy_from_slice(&0x2_1f80u32.to_le_bytes());
+    let misaligned = state(&bytes, &amd, registers(7, 0, 0));
+    assert_eq!(
+        of(&misaligned, &small),
+        ["MXCSR is 0x21f80; the target has 0xffff"]
+    );
+    // Nothing loads it.
+    bytes[512] = 1;
+    let unused = state(&bytes, &amd, registers(7, 0, 0));
+    assert_eq!(of(&unused, &small), [""; 0]);
+}
+
 /// Zen 2 lists PKRU with 64 bytes.
 #[test]
 fn pkru_of_another_size() {
@@ -432,6 +496,38 @@ proptest! {
         prop_assert_eq!(meaning(back.state.image()), meaning(before.image()));
         if target.user().contains(before.image().xstate_bv()) {
             prop_assert_eq!(back.state, before);
+        }
+    }
+
+    /// A state without misfits is the same in the target's layout as it is; one that would lose
+    /// something has a misfit for it.
+    #[test]
+    fn what_fits_needs_no_move(
+        before in any_state(),
+        target in prop::sample::select(&LAYOUTS[..]),
+    ) {
+        let target = layout(target);
+        let misfits: Vec<_> = before.misfits(&target).collect();
+        match relayout(&before, &target, Allowed::NOTHING) {
+            Ok(there) if misfits.is_empty() => {
+                let mut area = before.image().as_bytes().to_vec();
+                area.resize(area.len().max(target.standard_size()), 0);
+                let as_it_is = state(&area, &target, before.registers());
+                prop_assert_eq!(as_it_is, there.state);
+            }
+            // Places alone, and components that the target lacks in their initial state.
+            Ok(_) => prop_assert!(!misfits.iter().any(|misfit| matches!(misfit, Misfit::Loss(_)))),
+            Err(RelayoutError::Lossy { losses }) => for loss in losses {
+                let expected = match loss {
+                    Loss::Missing { component } => Misfit::Missing { component },
+                    Loss::Size { component, source_bytes, target_bytes } => {
+                        Misfit::Size { component, source_bytes, target_bytes }
+                    }
+                    loss => Misfit::Loss(loss),
+                };
+                prop_assert!(misfits.contains(&expected), "{loss}: {misfits:?}");
+            },
+            Err(error) => panic!("{error}"),
         }
     }
 

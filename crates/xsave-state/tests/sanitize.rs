@@ -184,6 +184,27 @@ fn components_that_the_kernel_lacks_are_dropped_and_looked_into() {
     );
 }
 
+/// Its CPUID.0DH.0 is zero, but FXSAVE's state is its own.
+#[test]
+fn a_guest_without_xsave_keeps_x87_and_sse() {
+    let area = area(&amx(), 0x2e7);
+    let foreign = Foreign::new(&area, Registers::RESET).with_guest(XFeatures::empty());
+    let target = Target::new(&Layout::legacy());
+    let sanitized = sanitize(&foreign, &target, Policy::Lossless).unwrap();
+    let image = sanitized.state.image();
+    assert_eq!(image.xstate_bv(), XFeatures::LEGACY);
+    assert_eq!(image.as_bytes()[32..416], area[32..416]);
+    assert_eq!(image.mxcsr(), 0x1fa0);
+    assert_eq!(
+        sanitized.report.changes(),
+        [Change::OverReported {
+            was: bits(0x2e7),
+            now: XFeatures::LEGACY,
+            guest: XFeatures::LEGACY,
+        }]
+    );
+}
+
 /// Old kernels report what the host has. With the guest's components known, that is no loss.
 #[test]
 fn images_of_kernels_that_over_report_are_masked() {

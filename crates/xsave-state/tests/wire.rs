@@ -482,9 +482,13 @@ fn layouts_that_cannot_be_or_are_not_the_readers() {
     );
     assert!(matches!(
         error(&reset, |b| b[entry(0)] = 63),
-        DecodeError::Layout(LayoutError::Bit63)
+        DecodeError::Layout(LayoutError::Bit63 { .. })
     ));
     assert_eq!(error(&reset, |b| b[entry(0)] = 0), byte(56, 6, 7));
+
+    // No layout has a mask of 0, or one without the bits of the initial MXCSR.
+    assert_eq!(error(&reset, |b| b[52..56].fill(0)), byte(52, 0xbf, 0));
+    assert_eq!(error(&reset, |b| b[53] = 0xe0), byte(53, 0xff, 0xe0));
 
     // Sound, but another layout.
     let read_by = |bytes: &[u8], reader: &Layout| match verdict(bytes, &Codec::new(reader)) {

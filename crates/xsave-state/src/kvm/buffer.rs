@@ -11,6 +11,8 @@ use super::{MSR_IA32_XFD, MSR_IA32_XFD_ERR};
 use crate::bytes;
 use crate::feature::XFeatures;
 use crate::header::XSTATE_BV;
+use crate::image::Image;
+use crate::legacy::{MXCSR, XMM};
 
 /// A buffer that every vCPU of this process can be captured into and restored from.
 ///
@@ -69,12 +71,28 @@ impl XsaveBuffer {
         bytes::write(&mut self.area, XSTATE_BV, &value.bits().to_le_bytes());
     }
 
+    pub(super) fn set_mxcsr(&mut self, value: u32) {
+        bytes::write(&mut self.area, MXCSR, &value.to_le_bytes());
+    }
+
     /// Takes over `image`, as far as there is room, with zeros behind it.
-    pub(super) fn fill_with(&mut self, image: &[u8]) {
-        let len = image.len().min(self.area.len());
+    ///
+    /// KVM_SET_XSAVE copies into the area that the kernel keeps. Where that has the compacted format,
+    /// the processor loads MXCSR with SSE alone, not with AVX as from the standard format: SSE is
+    /// then in use too, with its initial value.
+    pub(super) fn fill_with(&mut self, image: &Image<'_>) {
+        let area = image.as_bytes();
+        let len = area.len().min(self.area.len());
         let (head, tail) = self.area.split_at_mut(len);
-        head.copy_from_slice(bytes::prefix(image, len));
+        head.copy_from_slice(bytes::prefix(area, len));
         tail.fill(0);
+        // Where nothing loads it, it means nothing, but KVM checks it with x87.
+        self.set_mxcsr(image.mxcsr());
+        let in_use = image.xstate_bv_with_mxcsr();
+        if in_use != image.xstate_bv() {
+            bytes::fill(&mut self.area, XMM, 0);
+            self.set_xstate_bv(in_use);
+        }
     }
 }
 

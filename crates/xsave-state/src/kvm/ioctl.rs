@@ -19,6 +19,9 @@ const E2BIG: i32 = 7;
 /// What is asked of a vCPU. Implemented by [`VcpuFd`], and by a simulated vCPU in the tests, where
 /// any of these can be made to fail.
 pub(super) trait Vcpu {
+    /// Whether the kernel keeps the area in the compacted format, where MXCSR has its place with SSE
+    /// (arch/x86/kernel/fpu/xstate.c, X86_FEATURE_XCOMPACTED).
+    fn keeps_compacted(&self) -> bool;
     /// Whether KVM_SET_CPUID2 has been called.
     fn has_cpuid(&self) -> Result<bool>;
     /// KVM_GET_XSAVE2. Bytes that the kernel does not write are zero afterwards.
@@ -37,6 +40,10 @@ pub(super) trait Vcpu {
 }
 
 impl Vcpu for VcpuFd {
+    fn keeps_compacted(&self) -> bool {
+        std::is_x86_feature_detected!("xsavec") || std::is_x86_feature_detected!("xsaves")
+    }
+
     #[allow(unsafe_code)]
     fn has_cpuid(&self) -> Result<bool> {
         // With room for no entry KVM says E2BIG if there is one. kvm-ioctls' wrapper would allocate.

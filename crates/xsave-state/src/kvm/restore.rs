@@ -8,7 +8,7 @@ use vmm_sys_util::errno::Error as Errno;
 
 use super::buffer::XsaveBuffer;
 use super::ioctl::Vcpu;
-use super::xfd::{self, WriteXfdError};
+use super::xfd::{self, WriteXfdError, disableable};
 use super::{MSR_IA32_XFD, MSR_IA32_XFD_ERR};
 use crate::feature::XFeatures;
 use crate::state::{ExtendedState, Registers};
@@ -18,7 +18,8 @@ use crate::state::{ExtendedState, Registers};
 #[non_exhaustive]
 pub enum Step {
     /// See that the vCPU has its CPUID. In the plan only where XCR0 is x87 alone, which KVM takes
-    /// without a CPUID: with any other XCR0, [`SetXcr0`](Self::SetXcr0) notices.
+    /// without a CPUID: with any other XCR0, [`SetXcr0`](Self::SetXcr0) notices, or
+    /// [`SetXfd`](Self::SetXfd) before it where IA32_XFD is not 0.
     RequireCpuid,
     /// Release the components that the next step disables.
     Release(XFeatures),
@@ -31,7 +32,8 @@ pub enum Step {
     },
     /// KVM_SET_XCRS.
     SetXcr0(XFeatures),
-    /// KVM_SET_XSAVE, with this XSTATE_BV.
+    /// KVM_SET_XSAVE, with this XSTATE_BV: the state's, and SSE with it where AVX alone holds an MXCSR
+    /// that is not initial. Kernels that keep the area in the compacted format would lose that.
     SetXsave(XFeatures),
 }
 
@@ -110,12 +112,13 @@ pub struct RestorePlan<'s> {
 
 impl<'s> RestorePlan<'s> {
     /// The plan for a state. Steps that could have no effect are left out: those for IA32_XFD where
-    /// the layout has nothing that it could disable, and [`Step::RequireCpuid`] where
+    /// the layout has nothing that it could disable (XTILEDATA counts even where the layout's CPUID
+    /// hides XFD: the vCPU has the register all the same), and [`Step::RequireCpuid`] where
     /// [`Step::SetXcr0`] shows the same, or the guest has no XSAVE.
     #[must_use]
     pub fn new(state: &'s ExtendedState<'s>) -> Self {
         let Registers { xcr0, xfd, xfd_err } = state.registers();
-        let has_xfd = !state.layout().xfd().is_empty();
+        let has_xfd = !disableable(state.layout()).is_empty();
         // A CPUID without XSAVE, or none at all, takes nothing away when it is set later.
         let needs_cpuid = xcr0 == XFeatures::X87 && state.layout().user() != XFeatures::LEGACY;
         Self {
@@ -125,7 +128,7 @@ impl<'s> RestorePlan<'s> {
                 (!xfd.is_empty()).then_some(Step::Release(xfd)),
                 has_xfd.then_some(Step::SetXfd { xfd, xfd_err }),
                 Some(Step::SetXcr0(xcr0)),
-                Some(Step::SetXsave(state.image().xstate_bv())),
+                Some(Step::SetXsave(state.image().xstate_bv_with_mxcsr())),
             ],
         }
     }
@@ -191,6 +194,8 @@ impl<'s> RestorePlan<'s> {
                     *after = VcpuAfter::Discard;
                 }
                 let (index, value) = match taken {
+                    // As for XCR0: another remedy.
+                    0 if matches!(vcpu.has_cpuid(), Ok(false)) => return Err(Cause::NoCpuid),
                     0 => (MSR_IA32_XFD, xfd),
                     1 => (MSR_IA32_XFD_ERR, xfd_err),
                     _ => return Ok(()),
@@ -210,7 +215,7 @@ impl<'s> RestorePlan<'s> {
             Step::SetXsave(_) => {
                 // KVM may have taken over part of it.
                 *after = VcpuAfter::Discard;
-                buffer.fill_with(self.state.image().as_bytes());
+                buffer.fill_with(self.state.image());
                 vcpu.write_area(buffer)?;
             }
         }
@@ -219,7 +224,7 @@ impl<'s> RestorePlan<'s> {
 
     /// Everything in use must have its place in what KVM copies.
     fn fits(&self, buffer: &XsaveBuffer) -> Result<(), RestoreError> {
-        let in_use = self.state.image().xstate_bv();
+        let in_use = self.state.image().xstate_bv_with_mxcsr();
         let state_bytes = self.state.layout().standard_size_of(in_use);
         let kvm_bytes = buffer.size().bytes();
         if state_bytes > kvm_bytes {
@@ -239,8 +244,8 @@ impl<'s> RestorePlan<'s> {
 /// Puts a state into a vCPU that has its CPUID and is not running: makes the plan and executes it.
 /// Allocates nothing. `buffer` is scratch space.
 ///
-/// The state must fit the host: compare the layouts first, with
-/// [`Layout::misfits`](crate::Layout::misfits).
+/// The state must fit the vCPU: see that it has no [`misfits`](ExtendedState::misfits) first. KVM
+/// refuses most of what does not fit, but not all, and some of it at the last step.
 ///
 /// # Errors
 ///
@@ -261,7 +266,6 @@ pub struct RestoreError {
     /// The step.
     pub step: Step,
     /// Why it failed.
-    #[source]
     pub cause: Cause,
     /// What has become of the vCPU.
     pub vcpu: VcpuAfter,
@@ -318,7 +322,7 @@ pub enum Cause {
         value: XFeatures,
     },
     /// The ioctl failed.
-    #[error("{0}")]
+    #[error(transparent)]
     Errno(#[from] Errno),
 }
 
@@ -328,7 +332,9 @@ mod tests {
 
     use super::*;
     use crate::image::Image;
-    use crate::kvm::simulated::{SimulatedVcpu, amx_area, amx_buffer, amx_layout};
+    use crate::kvm::simulated::{
+        SimulatedVcpu, amx_area, amx_buffer, amx_layout, amx_layout_without_xfd,
+    };
     use crate::layout::Layout;
 
     fn state(xstate_bv: u64, xfd: u64) -> ExtendedState<'static> {
@@ -340,6 +346,17 @@ mod tests {
         let area = amx_area(xstate_bv);
         let image = Image::parse(&area, &amx_layout()).unwrap().into_owned();
         ExtendedState::new(image, registers).unwrap()
+    }
+
+    /// The same from a guest whose CPUID hides XFD, or a snapshot that keeps quiet about it.
+    fn state_without_xfd(xstate_bv: u64) -> ExtendedState<'static> {
+        let registers = Registers {
+            xcr0: XFeatures::from_bits_retain(0x602e7),
+            ..Registers::RESET
+        };
+        let area = amx_area(xstate_bv);
+        let image = Image::parse(&area, &amx_layout_without_xfd()).unwrap();
+        ExtendedState::new(image.into_owned(), registers).unwrap()
     }
 
     /// A vCPU that was used before: tiles live, or XFD armed.
@@ -367,15 +384,19 @@ mod tests {
     /// runs next.
     #[test]
     fn at_no_step_does_the_vcpu_endanger_its_host() {
-        let states = [(0, 0), (0x602e7, 0), (0x202e7, 1 << 18), (0, 1 << 18)];
+        let vcpus = [(0, 0), (0x602e7, 0), (0x202e7, 1 << 18), (0, 1 << 18)];
+        let states: Vec<_> = vcpus
+            .iter()
+            .map(|&(xstate_bv, xfd)| state(xstate_bv, xfd))
+            .chain([0, 0x602e7].map(state_without_xfd))
+            .collect();
         let mut moments = 0;
-        for before in states {
-            for after in states {
+        for before in vcpus {
+            for after in &states {
                 for fail_at in 0..9 {
                     let vcpu = used(before.0, before.1);
                     vcpu.fail_at.set(fail_at);
-                    let state = state(after.0, after.1);
-                    let plan = RestorePlan::new(&state);
+                    let plan = RestorePlan::new(after);
                     let mut buffer = amx_buffer();
                     let mut fate = VcpuAfter::Unchanged;
                     for step in plan.steps() {
@@ -389,7 +410,19 @@ mod tests {
                 }
             }
         }
-        assert!(moments > 400, "{moments}");
+        assert!(moments > 600, "{moments}");
+    }
+
+    #[test]
+    fn a_state_whose_layout_has_no_xfd_disarms_the_vcpu() {
+        let state = state_without_xfd(0x602e7);
+        let vcpu = used(0x202e7, 1 << 18);
+        vcpu.xfd_err.set(1 << 18);
+        RestorePlan::new(&state)
+            .execute_on(&vcpu, &mut amx_buffer())
+            .unwrap();
+        assert_eq!((vcpu.xfd.get(), vcpu.xfd_err.get()), (0, 0));
+        assert_eq!(vcpu.xstate_bv(), 0x602e7);
     }
 
     /// The control of the test above: it sees what the wrong orders do.
@@ -399,7 +432,7 @@ mod tests {
         let vcpu = used(0, 0);
         let live = state(0x602e7, 0);
         let mut buffer = amx_buffer();
-        buffer.fill_with(live.image().as_bytes());
+        buffer.fill_with(live.image());
         vcpu.write_area(&buffer).unwrap();
         vcpu.write_xfd(&mut buffer, 1 << 18, None).unwrap();
         assert!(!vcpu.host_lives());
@@ -471,6 +504,9 @@ mod tests {
             let before = vcpu.area.borrow().clone();
             let error = plan.execute_on(&vcpu, &mut amx_buffer()).unwrap_err();
             assert_eq!((error.step, error.vcpu), (step, after), "{error}");
+            // The cause is in its text, once.
+            assert!(error.to_string().contains("Cannot allocate"), "{error}");
+            assert!(std::error::Error::source(&error).is_none());
             if after == VcpuAfter::Unchanged {
                 assert_eq!(*vcpu.area.borrow(), before);
                 assert_eq!(vcpu.xfd.get(), 0);
@@ -517,6 +553,21 @@ mod tests {
     }
 
     #[test]
+    fn a_vcpu_without_cpuid_is_refused_by_kvm_with_xfd() {
+        let vcpu = used(0, 0);
+        vcpu.has_cpuid.set(false);
+        let armed = XFeatures::XTILEDATA;
+        let state = state(0x202e7, armed.bits());
+        let error = RestorePlan::new(&state)
+            .execute_on(&vcpu, &mut amx_buffer())
+            .unwrap_err();
+        let (xfd, xfd_err) = (armed, armed);
+        assert_eq!(error.step, Step::SetXfd { xfd, xfd_err });
+        assert_eq!(error.cause, Cause::NoCpuid);
+        assert_eq!(error.vcpu, VcpuAfter::Unchanged);
+    }
+
+    #[test]
     fn a_refused_register_value_is_named() {
         let state = state(0x202e7, 1 << 18);
         let refused = |msrs_taken| {
@@ -530,6 +581,38 @@ mod tests {
         let cause = |index| Cause::MsrRefused { index, value };
         assert_eq!(refused(0), (cause(0x1c4), VcpuAfter::Unchanged));
         assert_eq!(refused(1), (cause(0x1c5), VcpuAfter::Discard));
+    }
+
+    /// XMM is initial then: what lay there must not come into use.
+    #[test]
+    fn mxcsr_that_avx_alone_holds_is_given_to_kvm_with_sse() {
+        let mut area = amx_area(0x4);
+        area[24..28].copy_from_slice(&0x1fa0u32.to_le_bytes());
+        let image = Image::parse(&area, &amx_layout()).unwrap();
+        let state = ExtendedState::new(image, Registers::RESET).unwrap();
+        let plan = RestorePlan::new(&state);
+        let in_use = XFeatures::SSE | XFeatures::AVX;
+        assert_eq!(plan.steps().last(), Some(Step::SetXsave(in_use)));
+        let vcpu = used(0, 0);
+        plan.execute_on(&vcpu, &mut amx_buffer()).unwrap();
+        assert_eq!(vcpu.xstate_bv(), in_use.bits());
+        let given = vcpu.area.borrow();
+        assert_eq!(given[..160], area[..160]);
+        assert_eq!(given[160..416], [0; 256]);
+        assert_eq!(given[576..], area[576..]);
+    }
+
+    #[test]
+    fn mxcsr_that_nothing_loads_is_given_to_kvm_as_initial() {
+        let mut area = amx_area(1);
+        area[24..28].copy_from_slice(&0xffc0u32.to_le_bytes());
+        let image = Image::parse(&area, &amx_layout()).unwrap();
+        let state = ExtendedState::new(image, Registers::RESET).unwrap();
+        let vcpu = used(0, 0);
+        RestorePlan::new(&state)
+            .execute_on(&vcpu, &mut amx_buffer())
+            .unwrap();
+        assert_eq!(vcpu.area.borrow()[24..28], 0x1f80u32.to_le_bytes());
     }
 
     /// The length proof: nothing in use is cut off, and what is not in use needs no room.

@@ -26,6 +26,7 @@ pub(super) struct SimulatedVcpu {
     pub xfd: Cell<u64>,
     pub xfd_err: Cell<u64>,
     pub has_cpuid: Cell<bool>,
+    pub keeps_compacted: Cell<bool>,
     pub has_xfd: Cell<bool>,
     /// How many registers KVM_SET_MSRS takes before it refuses one.
     pub msrs_taken: Cell<usize>,
@@ -43,6 +44,7 @@ impl SimulatedVcpu {
             xfd: Cell::new(0),
             xfd_err: Cell::new(0),
             has_cpuid: Cell::new(true),
+            keeps_compacted: Cell::new(true),
             has_xfd: Cell::new(true),
             msrs_taken: Cell::new(2),
             fail_at: Cell::new(0),
@@ -71,6 +73,10 @@ impl SimulatedVcpu {
 }
 
 impl Vcpu for SimulatedVcpu {
+    fn keeps_compacted(&self) -> bool {
+        self.keeps_compacted.get()
+    }
+
     fn has_cpuid(&self) -> Result<bool> {
         self.ioctl("GET_CPUID2")?;
         Ok(self.has_cpuid.get())
@@ -78,7 +84,7 @@ impl Vcpu for SimulatedVcpu {
 
     fn read_area(&self, buffer: &mut XsaveBuffer) -> Result<()> {
         self.ioctl("GET_XSAVE2")?;
-        buffer.fill_with(&self.area.borrow());
+        buffer.area_mut().copy_from_slice(&self.area.borrow());
         Ok(())
     }
 
@@ -112,6 +118,9 @@ impl Vcpu for SimulatedVcpu {
 
     fn write_xfd(&self, _: &mut XsaveBuffer, xfd: u64, xfd_err: Option<u64>) -> Result<usize> {
         self.ioctl("SET_MSRS")?;
+        if !self.has_cpuid.get() && xfd != 0 {
+            return Ok(0);
+        }
         let values = [(&self.xfd, Some(xfd)), (&self.xfd_err, xfd_err)];
         let mut taken = 0;
         for (register, value) in values.into_iter().take(self.msrs_taken.get()) {
@@ -127,10 +136,19 @@ impl Vcpu for SimulatedVcpu {
 /// A guest of an emulated Sapphire Rapids: XCR0 0x602e7, XFD for component 18, as KVM 7.2 in the lab
 /// shows it.
 pub(super) fn amx_layout() -> Layout {
+    layout_of(0x1f)
+}
+
+/// The same with a CPUID that hides XFD.
+pub(super) fn amx_layout_without_xfd() -> Layout {
+    layout_of(0xf)
+}
+
+fn layout_of(xsave_features: u32) -> Layout {
     Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
         (0, _) => [0x20, 0, 0, 0],
         (0xd, 0) => [0x602e7, 0x2b00, 0x2b00, 0],
-        (0xd, 1) => [0x1f, 0x2a00, 0, 0],
+        (0xd, 1) => [xsave_features, 0x2a00, 0, 0],
         (0xd, 2) => [256, 576, 0, 0],
         (0xd, 5) => [64, 1088, 0, 0],
         (0xd, 6) => [512, 1152, 0, 0],

@@ -7,6 +7,14 @@ use vmm_sys_util::errno::Error as Errno;
 use super::buffer::XsaveBuffer;
 use super::ioctl::Vcpu;
 use crate::feature::XFeatures;
+use crate::layout::Layout;
+
+/// What IA32_XFD of a vCPU of this layout can disable. KVM goes by component 18 alone: a CPUID that
+/// hides XFD, or a layout that keeps quiet about it, does not keep the register from having been
+/// written (arch/x86/kvm/x86.c, `kvm_guest_supported_xfd`).
+pub(super) fn disableable(layout: &Layout) -> XFeatures {
+    layout.xfd() | (layout.user() & XFeatures::XTILEDATA)
+}
 
 /// Writes `xfd` to IA32_XFD of a vCPU that is not running, and gives the components that this put
 /// into their initial state.
@@ -19,8 +27,8 @@ use crate::feature::XFeatures;
 ///
 /// # Errors
 ///
-/// See [`WriteXfdError`]; the vCPU is as it was, except after [`WriteXfdError::Refused`] and
-/// [`WriteXfdError::Msr`], where the components may have been released.
+/// See [`WriteXfdError`]. After [`WriteXfdError::Read`] the vCPU is as it was; after any other
+/// IA32_XFD is, but the components may have been released.
 pub fn write_xfd(
     vcpu: &VcpuFd,
     xfd: XFeatures,
@@ -60,14 +68,13 @@ pub(super) fn release(
 pub enum WriteXfdError {
     /// KVM_GET_XSAVE2 failed.
     #[error("KVM_GET_XSAVE2, to see what IA32_XFD would disable: {0}")]
-    Read(#[source] Errno),
+    Read(Errno),
     /// KVM_SET_XSAVE failed.
     #[error("KVM_SET_XSAVE, to release {released} before IA32_XFD disables it: {errno}")]
     Release {
         /// What was to be released.
         released: XFeatures,
         /// What the kernel said.
-        #[source]
         errno: Errno,
     },
     /// KVM does not accept the value: a component is not in the vCPU's CPUID, or KVM has no
@@ -83,7 +90,6 @@ pub enum WriteXfdError {
         /// The value.
         xfd: XFeatures,
         /// What the kernel said.
-        #[source]
         errno: Errno,
     },
 }

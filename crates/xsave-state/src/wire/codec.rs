@@ -14,6 +14,7 @@ use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::header;
 use crate::image::Image;
+use crate::initial::MXCSR_HOLDERS;
 use crate::layout::Layout;
 use crate::legacy::{INITIAL_FCW, INITIAL_MXCSR, MXCSR as AREA_MXCSR, XMM};
 use crate::state::{ExtendedState, Registers};
@@ -314,7 +315,7 @@ pub(super) fn require_no_mxcsr(x87: &[u8]) -> Result<(), DecodeError> {
 
 /// MXCSR is initial unless something needs it.
 pub(super) fn require_mxcsr_in_use(mxcsr: u32, xstate_bv: XFeatures) -> Result<(), DecodeError> {
-    let needed = xstate_bv.intersects(XFeatures::SSE.union(XFeatures::AVX));
+    let needed = xstate_bv.intersects(MXCSR_HOLDERS);
     if mxcsr == INITIAL_MXCSR || needed {
         return Ok(());
     }

@@ -116,7 +116,7 @@ impl<'a> Member<'a> {
     /// The state is damaged. Other vCPUs are not affected.
     pub fn blob(&self) -> Result<Blob<'a>, MemberError> {
         self.check()?;
-        Blob::parse(self.bytes).map_err(|source| self.error(source))
+        Blob::parse(self.bytes).map_err(|e| self.error(e))
     }
 
     /// The state is the one that the index was written for.
@@ -133,10 +133,10 @@ impl<'a> Member<'a> {
         Ok(())
     }
 
-    fn error(&self, source: DecodeError) -> MemberError {
+    fn error(&self, error: DecodeError) -> MemberError {
         MemberError::Decode {
             vcpu: self.vcpu,
-            source,
+            error,
         }
     }
 }
@@ -156,11 +156,11 @@ pub enum MemberError {
         stored: u32,
     },
     /// The state cannot be decoded.
-    #[error("vCPU {vcpu}: {source}")]
+    #[error("vCPU {vcpu}: {error}")]
     Decode {
         /// The vCPU.
         vcpu: u32,
         /// Why.
-        source: DecodeError,
+        error: DecodeError,
     },
 }

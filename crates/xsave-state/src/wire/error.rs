@@ -101,7 +101,7 @@ pub enum DecodeError {
     },
     /// The tables describe an area that cannot exist.
     #[error("the layout in the state cannot exist: {0}")]
-    Layout(#[source] LayoutError),
+    Layout(LayoutError),
     /// A byte of the tables is not as encoding their layout gives it: an unknown flag, a component
     /// out of order, an area larger than its components.
     #[error("byte {offset} (layout) is {actual:#04x}; for this layout it is {expected:#04x}")]

@@ -1,10 +1,11 @@
 //! States in serde's formats: their encoding as bytes, in hexadecimal where the format is text.
 
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use serde::de::{self, Deserialize, Deserializer, SeqAccess, Visitor};
+use serde::de::{self, Deserialize, Deserializer, SeqAccess, Unexpected, Visitor};
 use serde::ser::{Serialize, Serializer};
 
 use super::MAX_STATE_BYTES;
@@ -57,13 +58,25 @@ impl<'de> Visitor<'de> for StateVisitor {
             return Err(E::invalid_length(text.len(), &self));
         }
         let (pairs, odd) = text.as_bytes().as_chunks();
-        let bytes: Option<Vec<u8>> = pairs
-            .iter()
-            .map(|&[high, low]| digit(high)?.checked_mul(16)?.checked_add(digit(low)?))
+        if !odd.is_empty() {
+            return Err(E::invalid_length(text.len(), &self));
+        }
+        let bytes: Result<Vec<u8>, usize> = (0usize..)
+            .step_by(2)
+            .zip(pairs)
+            .map(|(at, &[high, low])| {
+                let high = digit(high).ok_or(at)?;
+                let low = digit(low).ok_or(at.saturating_add(1))?;
+                Ok(high << 4 | low)
+            })
             .collect();
         match bytes {
-            Some(bytes) if odd.is_empty() => self.visit_bytes(&bytes),
-            _ => Err(E::invalid_value(de::Unexpected::Str(text), &self)),
+            Ok(bytes) => self.visit_bytes(&bytes),
+            // The text is untrusted, and can be long: it has no place in an error.
+            Err(offset) => Err(E::invalid_value(
+                Unexpected::Other(&format!("no such digit at byte {offset}")),
+                &self,
+            )),
         }
     }
 

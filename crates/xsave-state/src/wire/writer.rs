@@ -55,7 +55,7 @@ impl Writer {
         let start = self.piece.len();
         codec
             .encode(state, &mut self.piece)
-            .map_err(|source| WriteError::Encode { vcpu, source })?;
+            .map_err(|error| WriteError::Encode { vcpu, error })?;
         let offset = self.offset.saturating_add(length(start));
         let encoded = bytes::range(&self.piece, start..self.piece.len());
         let checksum_at = encoded.len().saturating_sub(CHECKSUM_BYTES);
@@ -70,6 +70,7 @@ impl Writer {
     }
 
     /// Gives the last bytes: the index and the trailer. What is pushed next begins another container.
+    #[must_use = "without these bytes the others are no container"]
     pub fn finish(&mut self) -> &[u8] {
         self.begin();
         let index_at = self.offset.saturating_add(length(self.piece.len()));
@@ -119,11 +120,11 @@ pub enum WriteError {
         vcpu: u32,
     },
     /// The state cannot be encoded.
-    #[error("vCPU {vcpu}: {source}")]
+    #[error("vCPU {vcpu}: {error}")]
     Encode {
         /// The vCPU.
         vcpu: u32,
         /// Why.
-        source: EncodeError,
+        error: EncodeError,
     },
 }

@@ -512,17 +512,17 @@ fn hostile_extended_state_is_named() {
         let error = error(at, value).unwrap_err();
         let SnapshotError::Vcpu {
             vcpu: 0,
-            cause: VcpuCause::Extended(MemberError::Decode { source, .. }),
+            cause: VcpuCause::Extended(MemberError::Decode { error: rule, .. }),
         } = error
         else {
             panic!("{at}: {error:?}")
         };
-        println!("{source}");
+        println!("{rule}");
         let disabled = matches!(
-            source,
+            rule,
             DecodeError::State(StateError::InUseWhileDisabled { .. })
         );
-        assert_eq!(disabled, (at, value) == (24, 1 << 18), "{source}");
+        assert_eq!(disabled, (at, value) == (24, 1 << 18), "{rule}");
     }
 }
 
