@@ -232,8 +232,9 @@ impl Fix {
 pub const FIXES: &[Fix] = &[
     Fix {
         id: "CVE-2026-23005",
-        without: "a guest's WRMSR of IA32_XFD that meets an interrupt, or a state with XSTATE_BV \
-                  and XFD both set, panics the host",
+        without: "a guest's WRMSR of IA32_XFD that meets an interrupt, or KVM_SET_XSAVE of a \
+                  component that IA32_XFD disables, panics the host; no kernel is protected from \
+                  a VMM that disables it only after KVM_SET_XSAVE",
         since: (5, 17),
         mainline: (6, 19),
         stable: &[(6, 1, 162), (6, 6, 122), (6, 12, 67), (6, 18, 7)],
