@@ -93,6 +93,13 @@ fn changes(mut input: Input<'_>, mut listed: Vec<Entry>) {
         assert_eq!(collected.leaf(entry.leaf, subleaf), found);
     }
     assert_eq!(collected, sorted);
+    let read: Table = sorted.to_string().parse().unwrap();
+    for entry in sorted.entries() {
+        assert_eq!(
+            read.leaf(entry.leaf, entry.subleaf.unwrap_or(0)),
+            sorted.leaf(entry.leaf, entry.subleaf.unwrap_or(0))
+        );
+    }
     assert_eq!(coherence::check(&sorted), coherence::check(&collected));
     examine(&sorted);
 }
