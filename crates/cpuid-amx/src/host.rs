@@ -1,9 +1,9 @@
 //! A description of a host: everything on which guests with AMX depend, as data.
 //!
 //! `probe` (feature `kvm`) describes the machine that is here. With the feature `serde` a
-//! description is a versioned document, in JSON that of docs/host.schema.json: what one machine says
-//! of itself another can read, put into a [baseline](crate::baseline) or hold against a guest
-//! ([compat](crate::compat)).
+//! description is a versioned document for self-describing formats, in JSON that of
+//! docs/host.schema.json: what one machine says of itself another can read, put into a
+//! [baseline](crate::baseline) or hold against a guest ([compat](crate::compat)).
 
 use alloc::string::String;
 use alloc::vec::Vec;
