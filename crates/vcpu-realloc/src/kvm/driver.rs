@@ -145,7 +145,8 @@ impl ExitHandler {
     ///
     /// # Errors
     ///
-    /// An ioctl failed. See [`RewindError`].
+    /// An ioctl failed. [`RewindError`] says whether the write still waits, as it did before, or the
+    /// vCPU is to be discarded.
     pub fn rewind(&mut self, vcpu: &mut VcpuFd) -> Result<(), RewindError> {
         if self.pending.is_some() {
             rewind::rewind(vcpu)?;
