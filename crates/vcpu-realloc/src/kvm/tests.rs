@@ -142,9 +142,10 @@ fn without_the_capability_everything_is_asked_before_cpuid() {
     }
     assert_eq!(asked, [0, 1].map(|id| (id, TILES, Scope::Vcpu)));
     let error = gate.vcpu(2, &mut Answer::Deny).unwrap_err();
-    assert_eq!(error, StartError::Denied);
+    assert!(matches!(error, StartError::Denied { growth } if growth.features() == TILES));
+    assert!(error.to_string().contains("hide AMX"), "{error}");
     let error = gate.vcpu(2, &mut Answer::Later).unwrap_err();
-    assert_eq!(error, StartError::Undecided);
+    assert!(matches!(error, StartError::Undecided { growth } if growth.features() == TILES));
     let error = gate.vcpu(2, &mut |_: &Request| Err("no memory"));
     assert_eq!(error.unwrap_err(), StartError::Vmm("no memory"));
     assert!(vm.told().is_empty());
@@ -197,10 +198,15 @@ fn a_vcpu_that_is_added_later_is_asked_for_at_once() {
     let (vm, gate) = trapping(Policy::WholeVm);
     let mut first = gate.vcpu(0, &mut never).unwrap();
     first.restored(&passed(), &mut Answer::Grant).unwrap();
-    assert_eq!(
-        gate.vcpu(1, &mut Answer::Deny).unwrap_err(),
-        StartError::Denied
+    let error = gate.vcpu(1, &mut Answer::Deny).unwrap_err();
+    assert!(
+        matches!(error, StartError::DeniedAfterFirstUse { vcpu: 1, growth }
+        if growth.features() == TILES)
     );
+    // The trap would have been there to ask; the policy is why it is not.
+    assert!(error.to_string().contains("Policy::EachVcpu"), "{error}");
+    let error = gate.vcpu(1, &mut Answer::Later).unwrap_err();
+    assert!(matches!(error, StartError::Undecided { .. }));
     let second = gate.vcpu(1, &mut Answer::Grant).unwrap();
     assert!(second.gate().has_passed());
     assert_eq!(gate.mode(), Mode::Lifted);

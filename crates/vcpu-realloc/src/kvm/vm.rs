@@ -14,7 +14,7 @@ use super::driver::ExitHandler;
 use super::filter::{FilterError, MsrFilter};
 use super::ioctl::VmHandle;
 use super::policy::{Policy, Progress};
-use crate::gate::{Event, Gate};
+use crate::gate::{Event, Gate, Growth};
 use crate::growth::{Answer, Grow, Request, Scope};
 
 /// What a VMM chooses.
@@ -120,8 +120,8 @@ impl VmGate {
     /// The handler for the exits of a vCPU: `vcpu` is the number that KVM_CREATE_VCPU was given. Call
     /// it before KVM_SET_CPUID2.
     ///
-    /// The VMM is asked here where there is no later moment: in [`Mode::AtCpuidTime`], and for a vCPU
-    /// that comes after the VM's first use.
+    /// The VMM is asked here where there is no later moment: in [`Mode::AtCpuidTime`], and under
+    /// [`Policy::WholeVm`] for a vCPU that comes after the VM's first use, which has lifted the trap.
     ///
     /// # Errors
     ///
@@ -149,8 +149,11 @@ impl VmGate {
                 Answer::Grant => {
                     let _ = gate.on(Event::Grant(growth.features()));
                 }
-                Answer::Deny => return Err(StartError::Denied),
-                Answer::Later => return Err(StartError::Undecided),
+                Answer::Deny if shared.mode == Mode::AtCpuidTime => {
+                    return Err(StartError::Denied { growth });
+                }
+                Answer::Deny => return Err(StartError::DeniedAfterFirstUse { vcpu, growth }),
+                Answer::Later => return Err(StartError::Undecided { growth }),
             }
         }
         if progress.lifted && !gate.has_passed() {
@@ -285,12 +288,33 @@ pub enum StartError<E> {
     /// The VMM could not answer.
     #[error("the VMM has no state for the vCPU: {0}")]
     Vmm(#[source] E),
-    /// The VMM denied it, and there is no other time to ask: hide the features from the guest's CPUID.
-    #[error("denied, and KVM gives no later moment to ask: hide AMX from the guest's CPUID")]
-    Denied,
-    /// The VMM answers later, and there is no later: ask again when the answer is there.
-    #[error("the VMM answers later, and KVM gives no later moment: ask again, before CPUID is set")]
-    Undecided,
+    /// The VMM denied it in [`Mode::AtCpuidTime`], where there is no other time to ask: hide the features
+    /// from the guest's CPUID.
+    #[error(
+        "denied, and KVM gives no later moment to ask ({growth}): hide AMX from the guest's CPUID"
+    )]
+    Denied {
+        /// What the vCPU was to get.
+        growth: Growth,
+    },
+    /// The VMM denied it for a vCPU that comes after the first use, which under [`Policy::WholeVm`] was
+    /// that of all vCPUs: do not add the vCPU, or choose [`Policy::EachVcpu`].
+    #[error(
+        "denied for vCPU {vcpu}, but the VM's first use was that of all its vCPUs ({growth}): do not \
+         add it, or use Policy::EachVcpu"
+    )]
+    DeniedAfterFirstUse {
+        /// The vCPU that was to be added.
+        vcpu: u64,
+        /// What it was to get.
+        growth: Growth,
+    },
+    /// The VMM answers later, but the handler needs the answer: ask again when it is there.
+    #[error("the VMM answers later ({growth}): ask again when it can, before CPUID is set")]
+    Undecided {
+        /// What the vCPU is to get.
+        growth: Growth,
+    },
     /// The trap could not be set again.
     #[error(transparent)]
     Trap(TrapError),
