@@ -370,8 +370,9 @@ pub enum HandleError<E> {
     /// granted.
     #[error(transparent)]
     Write(#[from] WriteXfdError),
-    /// The write is done, and the vCPU may run; but the filter could not be lifted. It is tried again
-    /// at the next write, or with [`VmGate::lift`].
+    /// The write is done, and the vCPU may run; but the trap could not be lifted. After
+    /// [`TrapError::Filter`] the next write tries again; after [`TrapError::ExitReasons`] there is none,
+    /// and the VMM calls [`VmGate::lift`].
     #[error("the write is done, but its trap could not be lifted: {0}")]
     Lift(#[from] TrapError),
 }
@@ -398,8 +399,8 @@ pub enum ObserveError<E> {
     /// A write of the vCPU waits, so its state is not between two instructions.
     #[error("a write of IA32_XFD waits: rewind the vCPU first")]
     Waiting,
-    /// All is granted; but the filter could not be lifted. It is tried again at the next write, or with
-    /// [`VmGate::lift`].
+    /// All is granted; but the trap could not be lifted. After [`TrapError::Filter`] the next write tries
+    /// again; after [`TrapError::ExitReasons`] there is none, and the VMM calls [`VmGate::lift`].
     #[error("granted, but the trap could not be lifted: {0}")]
     Lift(#[from] TrapError),
 }

@@ -159,6 +159,7 @@ impl VmGate {
         if progress.lifted && !gate.has_passed() {
             shared.trap().map_err(StartError::Trap)?;
             progress.lifted = false;
+            progress.reasons_are_due = false;
         }
         progress.enter(gate.has_passed());
         drop(progress);
@@ -194,12 +195,12 @@ impl VmGate {
     ///
     /// # Errors
     ///
-    /// KVM refuses, and the trap may still be set.
+    /// KVM refuses. Call it again, as often as it takes; [`TrapError`] says what is as before until then.
     pub fn lift(&self) -> Result<bool, TrapError> {
         let shared = &self.0;
         let mut progress = shared.progress();
         let complete = progress.is_complete(shared.options.policy, shared.layout.xfd());
-        if shared.merged.is_none() || progress.lifted || !complete {
+        if shared.merged.is_none() || !complete {
             return Ok(false);
         }
         // The filter comes first: without the capability a filtered write is #GP for the guest. When
@@ -207,10 +208,17 @@ impl VmGate {
         // `kvm_vm_ioctl_set_msr_filter`), so it is safe to go on.
         let options = &shared.options;
         let vm = &shared.vm;
-        vm.set_filter(&options.filter).map_err(TrapError::Filter)?;
+        if !progress.lifted {
+            vm.set_filter(&options.filter).map_err(TrapError::Filter)?;
+            progress.lifted = true;
+            progress.reasons_are_due = true;
+        }
+        if !progress.reasons_are_due {
+            return Ok(false);
+        }
         vm.set_exit_reasons(options.exit_reasons)
             .map_err(TrapError::ExitReasons)?;
-        progress.lifted = true;
+        progress.reasons_are_due = false;
         Ok(true)
     }
 
@@ -254,14 +262,18 @@ impl Shared {
     }
 }
 
-/// The VM's filter could not be changed.
+/// The trap could not be set or lifted. To set it takes both ioctls or none. To lift it, the filter goes
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TrapError {
-    /// KVM_ENABLE_CAP failed.
+    /// KVM_ENABLE_CAP failed. If the trap was being lifted, the filter is the VMM's own again and no
+    /// write of IA32_XFD leaves, so that no handler tries again; but until [`VmGate::lift`] succeeds
+    /// accesses that the filter denies leave to the VMM, even if it wants #GP for them.
     #[error("KVM_ENABLE_CAP of KVM_CAP_X86_USER_SPACE_MSR: {0}")]
     ExitReasons(#[source] Errno),
-    /// KVM_X86_SET_MSR_FILTER failed.
+    /// KVM_X86_SET_MSR_FILTER failed. If the trap was being lifted, it is still set, and the next write
+    /// of IA32_XFD tries again.
     #[error("KVM_X86_SET_MSR_FILTER: {0}")]
     Filter(#[source] Errno),
 }
