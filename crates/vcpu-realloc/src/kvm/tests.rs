@@ -268,3 +268,30 @@ fn under_each_vcpu_a_vcpu_that_is_added_later_is_trapped_again() {
     drop(third);
     assert_eq!(gate.lift(), Ok(true));
 }
+
+/// Who prints an error with its sources reads each cause once: it is in the text, or the text is the
+/// cause's own.
+#[test]
+fn no_error_says_its_cause_twice() {
+    let errno = || vmm_sys_util::errno::Error::new(12);
+    let trap = TrapError::ExitReasons(errno());
+    let errors: [Box<dyn std::error::Error>; 12] = [
+        Box::new(HandleError::Vmm(errno())),
+        Box::new(HandleError::<core::fmt::Error>::Xcrs(errno())),
+        Box::new(HandleError::<core::fmt::Error>::Lift(trap)),
+        Box::new(ObserveError::Vmm(errno())),
+        Box::new(ObserveError::<core::fmt::Error>::Lift(trap)),
+        Box::new(StartError::Vmm(errno())),
+        Box::new(StartError::<core::fmt::Error>::Trap(trap)),
+        Box::new(trap),
+        Box::new(TrapError::Filter(errno())),
+        Box::new(InstallError::Descriptor(errno().into())),
+        Box::new(InstallError::Trap(trap)),
+        Box::new(RewindError::Run(errno())),
+    ];
+    for error in errors {
+        let text = error.to_string();
+        assert!(text.contains("Cannot allocate memory"), "{text}");
+        assert!(error.source().is_none(), "{text}");
+    }
+}

@@ -102,7 +102,10 @@ impl VmGate {
             (false, false) => Mode::AtCpuidTime,
         };
         let merged = match mode {
-            Mode::Trapping => Some(options.filter.with_write_denied(MSR_IA32_XFD)?),
+            Mode::Trapping => {
+                let merged = options.filter.with_write_denied(MSR_IA32_XFD);
+                Some(merged.map_err(InstallError::Merge)?)
+            }
             _ => None,
         };
         let shared = Shared {
@@ -271,11 +274,11 @@ pub enum TrapError {
     /// write of IA32_XFD leaves, so that no handler tries again; but until [`VmGate::lift`] succeeds
     /// accesses that the filter denies leave to the VMM, even if it wants #GP for them.
     #[error("KVM_ENABLE_CAP of KVM_CAP_X86_USER_SPACE_MSR: {0}")]
-    ExitReasons(#[source] Errno),
+    ExitReasons(Errno),
     /// KVM_X86_SET_MSR_FILTER failed. If the trap was being lifted, it is still set, and the next write
     /// of IA32_XFD tries again.
     #[error("KVM_X86_SET_MSR_FILTER: {0}")]
-    Filter(#[source] Errno),
+    Filter(Errno),
 }
 
 /// The writes of IA32_XFD could not be trapped.
@@ -284,10 +287,10 @@ pub enum TrapError {
 pub enum InstallError {
     /// The VM's descriptor could not be duplicated.
     #[error("another descriptor of the VM: {0}")]
-    Descriptor(#[source] io::Error),
+    Descriptor(io::Error),
     /// The VMM's own filter cannot take IA32_XFD on.
     #[error("the VMM's own MSR filter: {0}")]
-    Merge(#[from] FilterError),
+    Merge(FilterError),
     /// KVM refused.
     #[error(transparent)]
     Trap(#[from] TrapError),
@@ -297,9 +300,9 @@ pub enum InstallError {
 #[derive(Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum StartError<E> {
-    /// The VMM could not answer.
-    #[error("the VMM has no state for the vCPU: {0}")]
-    Vmm(#[source] E),
+    /// The VMM could not answer: its own error.
+    #[error(transparent)]
+    Vmm(E),
     /// The VMM denied it in [`Mode::AtCpuidTime`], where there is no other time to ask: hide the features
     /// from the guest's CPUID.
     #[error(
