@@ -157,6 +157,7 @@ pub struct NotAVersion {
 
 /// Whether a kernel has a fix, by its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum State {
     /// Upstream's kernel of that version has it.
     Present,
@@ -180,7 +181,7 @@ impl fmt::Display for State {
 }
 
 /// A fix that guests with AMX need, or that a VMM has to know of.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fix {
     /// The CVE, or the upstream commit where there is none.
     pub id: &'static str,
