@@ -224,6 +224,7 @@ impl Compatibility {
 
 /// Whether a guest runs on a host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Verdict {
     /// As it is.
     Runs,
@@ -255,6 +256,7 @@ impl fmt::Display for Verdict {
 
 /// What would help.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Remedy {
     /// To move the states into the host's layout ([`xsave_state::relayout`]). Nothing is lost, but
     /// the guest does not notice: where it uses the standard format itself, with places that it has

@@ -10,10 +10,9 @@ use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
+use crate::host::MAX_TEXT_BYTES;
 use crate::table::{CpuidTable, Entry, Table};
 
-/// No name and no other text of a document is longer.
-pub const MAX_TEXT_BYTES: usize = 256;
 /// No CPUID table of a document has more entries: KVM's limit, KVM_MAX_CPUID_ENTRIES.
 pub const MAX_ENTRIES: usize = 256;
 

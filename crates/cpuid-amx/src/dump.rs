@@ -3,8 +3,13 @@
 //! One line for each leaf and sub-leaf. Empty lines and lines that start with `#` mean nothing. A
 //! line `CPU 0:` may come before the first; at the next such line reading stops, because the leaves
 //! of other processors tell nothing more here.
+//!
+//! `cpuid -r` writes `0x00` for sub-leaf 0 and for a leaf without sub-leaves. Here it is sub-leaf 0
+//! where the leaf [has](has_subleaves) sub-leaves or there is a line for another one. An entry that
+//! answers for every sub-leaf of such a leaf, which no processor has but a VMM's table can, is `*`.
 
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 use core::str::FromStr;
 
@@ -44,26 +49,40 @@ pub const EXAMPLE: &str = "   \
 ";
 
 impl fmt::Display for Table {
+    /// What is read from it answers as this table does, except that the only entry of a leaf that has
+    /// no sub-leaves answers for all of them, also if it is one for sub-leaf 0.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for entry in self.entries() {
-            let [eax, ebx, ecx, edx] = entry.value;
-            writeln!(
-                f,
-                "   {:#010x} {:#04x}: eax={eax:#010x} ebx={ebx:#010x} ecx={ecx:#010x} \
-                 edx={edx:#010x}",
-                entry.leaf,
-                entry.subleaf.unwrap_or(0)
-            )?;
+        let entries: Vec<Entry> = self.entries().collect();
+        for entries in entries.chunk_by(|a, b| a.leaf == b.leaf) {
+            for entry in entries {
+                write!(f, "   {:#010x} ", entry.leaf)?;
+                match entry.subleaf {
+                    None if is_indexed(entries) => write!(f, "{:>4}", EVERY)?,
+                    subleaf => write!(f, "{:#04x}", subleaf.unwrap_or(0))?,
+                }
+                let [eax, ebx, ecx, edx] = entry.value;
+                writeln!(
+                    f,
+                    ": eax={eax:#010x} ebx={ebx:#010x} ecx={ecx:#010x} edx={edx:#010x}"
+                )?;
+            }
         }
         Ok(())
     }
 }
 
+/// In the place of a sub-leaf: all of them.
+const EVERY: &str = "*";
+
+/// Whether `0x00` is sub-leaf 0 in a leaf with these entries, and not all that there is of it.
+fn is_indexed(entries: &[Entry]) -> bool {
+    entries.len() > 1 || entries.iter().any(|entry| has_subleaves(entry.leaf))
+}
+
 impl FromStr for Table {
     type Err = DumpError;
 
-    /// Reads a dump. A sub-leaf counts where the leaf [has](has_subleaves) sub-leaves or where it
-    /// is not 0.
+    /// Reads a dump.
     ///
     /// # Errors
     ///
@@ -95,7 +114,17 @@ impl FromStr for Table {
                 });
             }
         }
-        Ok(table)
+        let entries: Vec<Entry> = table.entries().collect();
+        let leaves = entries.chunk_by(|a, b| a.leaf == b.leaf);
+        Ok(leaves
+            .flat_map(|entries| {
+                let is_indexed = is_indexed(entries);
+                entries.iter().map(move |&entry| Entry {
+                    subleaf: entry.subleaf.filter(|&subleaf| is_indexed || subleaf != 0),
+                    ..entry
+                })
+            })
+            .collect())
     }
 }
 
@@ -104,7 +133,10 @@ fn entry(line: &str) -> Option<Entry> {
     let (place, value) = line.split_once(':')?;
     let mut words = place.split_whitespace();
     let leaf = number(words.next()?)?;
-    let subleaf = number(words.next()?)?;
+    let subleaf = match words.next()? {
+        EVERY => None,
+        text => Some(number(text)?),
+    };
     let mut end = words.next().is_none();
 
     let mut words = value.split_whitespace();
@@ -116,7 +148,7 @@ fn entry(line: &str) -> Option<Entry> {
 
     end.then_some(Entry {
         leaf,
-        subleaf: (has_subleaves(leaf) || subleaf != 0).then_some(subleaf),
+        subleaf,
         value,
     })
 }
@@ -178,6 +210,33 @@ mod tests {
         assert_eq!(table.leaf(0x99, 77)[0], 0);
         let table: Table = LEAF.replace("0d 0x12", "07 0x00").parse().unwrap();
         assert_eq!(table.leaf(7, 77)[0], 0);
+    }
+
+    #[test]
+    fn what_answers_for_every_subleaf_still_does() {
+        let places = [Some(0), Some(1), None];
+        for leaf in [1, 7, 0x1d, 0x99] {
+            // Each set of entries of one leaf.
+            for set in 0..8 {
+                let there = [1, 2, 4]
+                    .into_iter()
+                    .zip(places)
+                    .filter(|(bit, _)| set & bit != 0);
+                let table: Table = there
+                    .map(|(eax, subleaf)| Entry {
+                        leaf,
+                        subleaf,
+                        value: [eax, 0, 0, 0],
+                    })
+                    .collect();
+                let read: Table = table.to_string().parse().unwrap();
+                if set == 1 && !has_subleaves(leaf) {
+                    assert_eq!(read.leaf(leaf, 0), table.leaf(leaf, 0));
+                } else {
+                    assert_eq!(read, table, "{table}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! A description of a host: everything on which guests with AMX depend, as data.
 //!
 //! `probe` (feature `kvm`) describes the machine that is here. With the feature `serde` a
-//! description is a versioned document, in JSON that of docs/host.schema.json: what one machine says
-//! of itself another can read, put into a [baseline](crate::baseline) or hold against a guest
-//! ([compat](crate::compat)).
+//! description is a versioned document for self-describing formats, in JSON that of
+//! docs/host.schema.json: what one machine says of itself another can read, put into a
+//! [baseline](crate::baseline) or hold against a guest ([compat](crate::compat)).
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -25,7 +25,7 @@ mod obstacle;
 mod processor;
 
 #[cfg(feature = "serde")]
-pub use crate::document::{MAX_ENTRIES, MAX_TEXT_BYTES};
+pub use crate::document::MAX_ENTRIES;
 pub use capabilities::Capabilities;
 #[cfg(feature = "serde")]
 pub use document::{FORMAT, VERSION};
@@ -35,6 +35,9 @@ pub use processor::Processor;
 
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub use crate::kvm::probe::{probe, probe_at};
+
+/// No name and no other text of a document is longer.
+pub const MAX_TEXT_BYTES: usize = 256;
 
 /// A host.
 ///

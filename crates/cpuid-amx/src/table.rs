@@ -79,7 +79,8 @@ pub trait CpuidTable {
     /// All entries. Where several answer for the same sub-leaf, the one that counts comes first.
     fn entries(&self) -> impl Iterator<Item = Entry>;
 
-    /// Calls `change` with each entry: `Some` is the entry's new value, `None` removes it.
+    /// Calls `change` with each entry, in the order of [`entries`](Self::entries): `Some` is the
+    /// entry's new value, `None` removes it.
     fn update_entries(&mut self, change: impl FnMut(Entry) -> Option<[u32; 4]>);
 
     /// Adds an entry for a place (leaf and [`Entry::subleaf`]) that has none, behind all others or,
@@ -114,7 +115,8 @@ pub trait CpuidTable {
     /// same sub-leaf, which nobody would see, are removed.
     ///
     /// An entry that answers for every sub-leaf of a leaf which [has](has_subleaves) sub-leaves
-    /// becomes sub-leaf 0 before: some kernels leave the flag out where they give zeros.
+    /// becomes sub-leaf 0 before, where that has no entry of its own: some kernels leave the flag out
+    /// where they give zeros.
     ///
     /// # Errors
     ///
@@ -143,27 +145,28 @@ pub trait CpuidTable {
                     ..entry
                 })
             }
-            Some(found) if found.subleaf.is_none() && has_subleaves(leaf) => {
-                // The new entry first: when there is no room for it, nothing has changed. The
-                // second takes the room of the one that is removed.
-                if subleaf != 0 {
-                    self.push_entry(entry)?;
-                }
-                self.retain_leaves(|e| !e.same_place(&found));
-                self.push_entry(Entry {
-                    subleaf: Some(0),
-                    value: if subleaf == 0 { value } else { found.value },
-                    ..entry
-                })
-            }
             Some(found) => {
-                let mut first = true;
-                self.update_entries(|e| {
-                    if !e.same_place(&found) {
-                        return Some(e.value);
+                // Where something is removed here, the new entry below has its room: it finds none
+                // only when nothing has changed.
+                remove_hidden(self, &found);
+                if found.subleaf.is_none() && has_subleaves(leaf) {
+                    if subleaf != 0 {
+                        self.push_entry(entry)?;
                     }
-                    core::mem::take(&mut first).then_some(value)
-                });
+                    self.retain_leaves(|e| !e.same_place(&found));
+                    // One of its own can have come before it. The one that is removed leaves room.
+                    if self.find_leaf(leaf, 0).is_none() {
+                        self.push_entry(Entry {
+                            subleaf: Some(0),
+                            value: if subleaf == 0 { value } else { found.value },
+                            ..entry
+                        })?;
+                    }
+                } else {
+                    self.update_entries(|e| {
+                        Some(if e.same_place(&found) { value } else { e.value })
+                    });
+                }
                 Ok(())
             }
         }
@@ -173,6 +176,18 @@ pub trait CpuidTable {
     fn retain_leaves(&mut self, mut keep: impl FnMut(Entry) -> bool) {
         self.update_entries(|entry| keep(entry).then_some(entry.value));
     }
+}
+
+/// Removes the entries behind `found`, which is what `find_leaf` gives, that answer for nothing but
+/// what it answers for.
+fn remove_hidden(table: &mut (impl CpuidTable + ?Sized), found: &Entry) {
+    let mut behind = false;
+    table.retain_leaves(|e| {
+        let answered = found.subleaf.is_none() || e.subleaf == found.subleaf;
+        let hidden = behind && e.leaf == found.leaf && answered;
+        behind |= e.same_place(found);
+        !hidden
+    });
 }
 
 /// A type that holds one entry: a vector of it is a [`CpuidTable`].
@@ -478,6 +493,76 @@ mod tests {
         small.set_leaf(1, 0, [8, 0, 0, 0]).unwrap();
         assert_eq!(small.leaf(0x1d, 0)[0], 9);
         assert_eq!(small.leaf(1, 0)[0], 8);
+    }
+
+    /// Every list of up to four entries of one leaf: three sub-leaves, and one for all of them.
+    fn lists(leaf: u32) -> Vec<Vec<Entry>> {
+        let mut lists = vec![Vec::new()];
+        for _ in 0..4 {
+            let longer = lists.iter().flat_map(|list| {
+                [None, Some(0), Some(1), Some(2)].map(|subleaf| {
+                    let eax = 1 + u32::try_from(list.len()).unwrap();
+                    let mut list = list.clone();
+                    list.push(entry(leaf, subleaf, eax));
+                    list
+                })
+            });
+            let longer: Vec<_> = longer.collect();
+            lists.extend(longer);
+        }
+        lists
+    }
+
+    #[test]
+    fn whatever_hides_what_is_set_goes() {
+        for (leaf, subleaf) in [(0x1d, 0), (0x1d, 1), (1, 0), (1, 1)] {
+            for before in lists(leaf) {
+                let mut list = before.clone();
+                list.set_leaf(leaf, subleaf, [9, 0, 0, 0]).unwrap();
+                assert_eq!(list.leaf(leaf, subleaf)[0], 9, "{before:?}: {list:?}");
+
+                let found = before.find_leaf(leaf, subleaf);
+                let every = found.is_some_and(|found| found.subleaf.is_none());
+                for other in (0..4).filter(|other| *other != subleaf) {
+                    let was = before.find_leaf(leaf, other);
+                    let expected = match was {
+                        // It has become sub-leaf 0.
+                        Some(was) if every && was.subleaf.is_none() && leaf == 0x1d => {
+                            if other == 0 { was.value[0] } else { 0 }
+                        }
+                        Some(was) if every && was.subleaf.is_none() => 9,
+                        // A new leaf without sub-leaves.
+                        None if before.is_empty() && leaf == 1 => 9,
+                        was => was.map_or(0, |was| was.value[0]),
+                    };
+                    assert_eq!(list.leaf(leaf, other)[0], expected, "{before:?}: {list:?}");
+                }
+                // What nobody would see has not stayed, and nothing has been added to it.
+                for place in 0..3 {
+                    let own = |e: &&Entry| e.subleaf == Some(place);
+                    let count = |list: &[Entry]| list.iter().filter(own).count();
+                    let most = if place == subleaf {
+                        1
+                    } else {
+                        count(&before).max(1)
+                    };
+                    assert!(count(&list) <= most, "{before:?}: {list:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_full_table_with_hidden_entries_has_room_or_stays_as_it_is() {
+        for (leaf, subleaf) in [(0x1d, 0), (0x1d, 1), (1, 1)] {
+            for before in lists(leaf).into_iter().filter(|list| list.len() <= 2) {
+                let mut small = Small(before.clone());
+                match small.set_leaf(leaf, subleaf, [9, 0, 0, 0]) {
+                    Ok(()) => assert_eq!(small.leaf(leaf, subleaf)[0], 9, "{before:?}"),
+                    Err(TableFull { .. }) => assert_eq!(small.0, before),
+                }
+            }
+        }
     }
 
     #[test]

@@ -6,13 +6,37 @@ use cpuid_amx::{Amx, CpuidTable, Entry, Table, coherence};
 use crate::input::Input;
 use crate::layouts;
 
-/// A text (first byte even) or a dump's number and changes to it (odd).
+/// A text (first byte even), or a dump's number and changes to it (odd), in a list in any order where
+/// the byte's second bit is set.
 pub fn cpuid_table(data: &[u8]) {
     let mut input = Input::new(data);
-    if input.u8() & 1 == 0 {
-        text(input.rest());
-    } else {
-        changes(input);
+    match input.u8() {
+        kind if kind & 1 == 0 => text(input.rest()),
+        kind => {
+            let mut listed: Vec<Entry> = input.pick(layouts::tables()).entries().collect();
+            if kind & 2 != 0 {
+                disorder(&mut input, &mut listed);
+            }
+            changes(input, listed);
+        }
+    }
+}
+
+/// More entries, anywhere: several for a place, and some that nobody sees.
+fn disorder(input: &mut Input<'_>, listed: &mut Vec<Entry>) {
+    for number in 0..input.u8() & 0xf {
+        let leaf = *input.pick(&[1, 7, 0xd, 0x1d, 0x1e, 0x99]);
+        let subleaf = input.u8().checked_sub(1).map(u32::from);
+        let at = usize::from(input.u8()) % (listed.len() + 1);
+        let value = [u32::from(number) + 1, 0, 0, 0];
+        listed.insert(
+            at,
+            Entry {
+                leaf,
+                subleaf,
+                value,
+            },
+        );
     }
 }
 
@@ -30,9 +54,8 @@ fn text(text: &[u8]) {
 
 /// A table of each kind goes through the same changes; all answer as a list of questions and
 /// answers does.
-fn changes(mut input: Input<'_>) {
-    let mut sorted = input.pick(layouts::tables()).clone();
-    let mut listed: Vec<Entry> = sorted.entries().collect();
+fn changes(mut input: Input<'_>, mut listed: Vec<Entry>) {
+    let mut sorted: Table = listed.iter().copied().collect();
     let mut answers: Vec<((u32, u32), [u32; 4])> = Vec::new();
     for _ in 0..64 {
         if input.is_empty() {
@@ -68,6 +91,14 @@ fn changes(mut input: Input<'_>) {
         let subleaf = entry.subleaf.unwrap_or(0);
         let found = listed.leaf(entry.leaf, subleaf);
         assert_eq!(collected.leaf(entry.leaf, subleaf), found);
+    }
+    assert_eq!(collected, sorted);
+    let read: Table = sorted.to_string().parse().unwrap();
+    for entry in sorted.entries() {
+        assert_eq!(
+            read.leaf(entry.leaf, entry.subleaf.unwrap_or(0)),
+            sorted.leaf(entry.leaf, entry.subleaf.unwrap_or(0))
+        );
     }
     assert_eq!(coherence::check(&sorted), coherence::check(&collected));
     examine(&sorted);

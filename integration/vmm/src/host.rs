@@ -6,7 +6,7 @@ use std::fs;
 use crate::capture::read_msrs;
 use amx_guest::Kind;
 use cpuid_amx::kvm::SetCpuidError;
-use cpuid_amx::{GuestPermission, PermissionError};
+use cpuid_amx::{AmxFeatures, CpuidTable, GuestPermission, PermissionError, Policy, PolicyError};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 use nix::errno::Errno;
@@ -80,6 +80,11 @@ impl Host {
             .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
             .map_err(HostError::Cpuid)?;
         hide_shadow_stacks(&mut cpuid);
+        let amx = AmxFeatures::from_cpuid(|leaf, subleaf| CpuidTable::leaf(&cpuid, leaf, subleaf));
+        if permission.is_err() && !amx.is_empty() {
+            // KVM takes it out of 0DH alone.
+            Policy::hide_amx().apply(&mut cpuid)?;
+        }
         let vm = kvm.create_vm().map_err(HostError::Create)?;
         let vcpu = vm.create_vcpu(0).map_err(HostError::Create)?;
         // What KVM makes of it is in the description.
@@ -113,7 +118,8 @@ impl Host {
         &self.kvm
     }
 
-    /// The CPUID that new guests get: what KVM supports, without shadow stacks.
+    /// The CPUID that new guests get: what KVM supports, without shadow stacks, and without AMX where
+    /// there is no permission.
     #[must_use]
     pub fn cpuid(&self) -> &CpuId {
         &self.cpuid
@@ -321,6 +327,9 @@ pub enum HostError {
     /// No VM or no vCPU to ask.
     #[error("a VM to ask for the size of its state: {0}")]
     Create(#[source] errno::Error),
+    /// KVM's supported CPUID cannot be made coherent without AMX.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// KVM does not take its own supported CPUID.
     #[error(transparent)]
     SetCpuid(#[from] SetCpuidError),

@@ -1,4 +1,5 @@
-//! A tally as a versioned document: a part of a fleet, to be merged with others.
+//! A tally as a versioned document: a part of a fleet, to be merged with others. For the
+//! self-describing formats of serde (as JSON is; not postcard or bincode).
 
 use alloc::borrow::Cow;
 use alloc::collections::BTreeMap;

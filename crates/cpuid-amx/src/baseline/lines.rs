@@ -10,12 +10,10 @@ use alloc::vec::Vec;
 use thiserror::Error;
 
 use crate::baseline::{Fleet, Kind, Tally, TooManyKinds};
-use crate::host::Host;
+use crate::host::{Host, MAX_TEXT_BYTES};
 
 /// How a description of version 1 starts, as this crate writes it: the name follows.
 const START: &[u8] = br#"{"format":"amx-host","version":1,"name":""#;
-/// No longer name is one ([`MAX_TEXT_BYTES`](crate::host::MAX_TEXT_BYTES)).
-const MAX_NAME_BYTES: usize = 256;
 /// So many bytes of lines are remembered.
 const MAX_KNOWN_BYTES: usize = 64 << 20;
 
@@ -120,7 +118,7 @@ impl Lines {
 fn split(line: &[u8]) -> Option<(&str, &[u8])> {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     let text = line.strip_prefix(START)?;
-    let longest = text.get(..MAX_NAME_BYTES.saturating_add(1)).unwrap_or(text);
+    let longest = text.get(..MAX_TEXT_BYTES.saturating_add(1)).unwrap_or(text);
     // JSON wants control characters escaped.
     let end = longest
         .iter()

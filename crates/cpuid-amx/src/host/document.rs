@@ -1,5 +1,5 @@
-//! A description as a versioned document, for any format of serde; JSON is that of
-//! docs/host.schema.json.
+//! A description as a versioned document, for the self-describing formats of serde (as JSON is;
+//! not postcard or bincode); JSON is that of docs/host.schema.json.
 //!
 //! The types here are the document's own: what the crate uses can change, and a document of
 //! version 1 stays what it is.

@@ -157,6 +157,7 @@ pub struct NotAVersion {
 
 /// Whether a kernel has a fix, by its version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum State {
     /// Upstream's kernel of that version has it.
     Present,
@@ -180,7 +181,7 @@ impl fmt::Display for State {
 }
 
 /// A fix that guests with AMX need, or that a VMM has to know of.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fix {
     /// The CVE, or the upstream commit where there is none.
     pub id: &'static str,
@@ -232,8 +233,9 @@ impl Fix {
 pub const FIXES: &[Fix] = &[
     Fix {
         id: "CVE-2026-23005",
-        without: "a guest's WRMSR of IA32_XFD that meets an interrupt, or a state with XSTATE_BV \
-                  and XFD both set, panics the host",
+        without: "a guest's WRMSR of IA32_XFD that meets an interrupt, or KVM_SET_XSAVE of a \
+                  component that IA32_XFD disables, panics the host; no kernel is protected from \
+                  a VMM that disables it only after KVM_SET_XSAVE",
         since: (5, 17),
         mainline: (6, 19),
         stable: &[(6, 1, 162), (6, 6, 122), (6, 12, 67), (6, 18, 7)],

@@ -16,7 +16,9 @@ use crate::table::CpuidTable;
 const LINEAR_ADDRESS_BITS: [u32; 3] = [0, 48, 57];
 const LEAF_ADDRESSES: u32 = 0x8000_0008;
 
-/// Gives a vCPU its CPUID. A table with XTILEDATA in 0DH needs the permission as a proof.
+/// Gives a vCPU its CPUID. A table with XTILEDATA in 0DH needs the permission as a proof; one without
+/// has no AMX-TILE in leaf 7 either, which KVM leaves there whatever the permission: a
+/// [`Policy`](crate::Policy) makes all leaves agree.
 ///
 /// CPUID comes before every other state of a vCPU: the first table that exposes XTILEDATA makes KVM
 /// allocate a larger buffer and throw away what was in the old one.
@@ -31,12 +33,17 @@ const LEAF_ADDRESSES: u32 = 0x8000_0008;
 /// [`SetCpuidError::ReadBack`].
 ///
 /// ```no_run
-/// use cpuid_amx::{GuestPermission, kvm};
+/// use cpuid_amx::{GuestPermission, PermissionError, kvm};
 /// use kvm_ioctls::Kvm;
 ///
-/// let permission = GuestPermission::request().ok(); // before the first vCPU
+/// // Before the first vCPU.
+/// let permission = match GuestPermission::request() {
+///     Ok(permission) => Some(permission),
+///     Err(PermissionError::NotSupported { .. } | PermissionError::KernelTooOld) => None,
+///     Err(error) => return Err(error.into()),
+/// };
 /// let kvm = Kvm::new()?;
-/// // After the permission: KVM filters by it.
+/// // After the permission: KVM filters 0DH by it.
 /// let cpuid = kvm.get_supported_cpuid(kvm_bindings::KVM_MAX_CPUID_ENTRIES)?;
 /// let vcpu = kvm.create_vm()?.create_vcpu(0)?;
 /// let set = kvm::set_cpuid(&vcpu, &cpuid, permission.as_ref())?;
@@ -78,6 +85,9 @@ fn check_permission(
     let exposed = user.contains(XFeatures::XTILEDATA);
     match permission {
         None if exposed => Err(SetCpuidError::NoPermission { user }),
+        None if features.contains(AmxFeatures::TILE) => {
+            Err(SetCpuidError::TileWithoutPermission { user })
+        }
         Some(permission) if !exposed && features.contains(AmxFeatures::TILE) => {
             Err(SetCpuidError::TakenBeforePermission {
                 user,
@@ -169,6 +179,18 @@ pub enum SetCpuidError {
         /// ARCH_GET_XCOMP_GUEST_PERM.
         granted: XFeatures,
     },
+    /// There is no proof of permission and no XTILEDATA in 0DH, but leaf 7 has AMX-TILE: what
+    /// KVM_GET_SUPPORTED_CPUID gives on a host with AMX without the permission. KVM was not asked: it
+    /// would accept a table that contradicts itself.
+    #[error(
+        "CPUID.7.0:EDX has AMX-TILE, but CPUID.0DH.0 has {user} without XTILEDATA, and there is no \
+         permission: call GuestPermission::request() before the first vCPU, or take AMX out of all \
+         leaves with Policy::hide_amx()"
+    )]
+    TileWithoutPermission {
+        /// CPUID.(EAX=0DH,ECX=0):EDX:EAX.
+        user: XFeatures,
+    },
     /// EPERM: the process has no permission for a component of the table
     /// (arch/x86/kernel/fpu/xstate.c, `__xfd_enable_feature`). It comes also where the host has no
     /// AMX.
@@ -234,6 +256,7 @@ pub enum SetCpuidError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::policy::Policy;
     use crate::table::Table;
     use std::eprintln;
 
@@ -270,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn a_table_from_before_the_permission_is_refused_with_it() {
+    fn a_table_from_before_the_permission_is_refused() {
         let mut cpuid = table();
         // Linux before 6.4 leaves XTILECFG there.
         for eax in [0x2e7, 0x202e7] {
@@ -282,14 +305,18 @@ mod tests {
                     granted: XFeatures::XTILEDATA
                 })
             );
-            // Without permission KVM decides.
-            assert_eq!(check_permission(&cpuid, None), Ok(()));
+            // Nor without: the guest would see AMX that it cannot use.
+            assert_eq!(
+                check_permission(&cpuid, None),
+                Err(SetCpuidError::TileWithoutPermission {
+                    user: XFeatures::from_bits_retain(u64::from(eax))
+                })
+            );
         }
-        // AMX hidden in leaf 7 too: a guest without AMX in a process with permission.
-        cpuid
-            .set_leaf(7, 0, [2, 0xf1af_27eb, 0x1841_5f7e, 0])
-            .unwrap();
+        // AMX hidden in leaf 7 too: a guest without AMX, whether there is a permission or not.
+        Policy::hide_amx().apply(&mut cpuid).unwrap();
         assert_eq!(check_permission(&cpuid, Some(&permission())), Ok(()));
+        assert_eq!(check_permission(&cpuid, None), Ok(()));
     }
 
     #[test]
@@ -365,7 +392,10 @@ mod tests {
             }
         };
         let vcpu = kvm.create_vm().unwrap().create_vcpu(0).unwrap();
-        let before = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        let mut before = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+        if !AmxFeatures::from_cpuid(|leaf, subleaf| before.leaf(leaf, subleaf)).is_empty() {
+            Policy::hide_amx().apply(&mut before).unwrap();
+        }
         let before_set = set_cpuid(&vcpu, &before, None).unwrap();
         let kept = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
 

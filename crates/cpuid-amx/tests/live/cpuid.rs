@@ -7,7 +7,7 @@ use xsave_state::XFeatures;
 
 use crate::process::alone;
 use crate::seccomp::with_errno;
-use crate::vm::{changed, has_amx, run_to_halt, supported, user_components, vm};
+use crate::vm::{changed, has_amx, run_to_halt, supported, user_components, vm, without_amx};
 
 /// _IOW(KVMIO, 0x90, struct kvm_cpuid2)
 const KVM_SET_CPUID2: u32 = 0x4008_ae90;
@@ -58,6 +58,10 @@ fn amx_is_set_with_the_permission() {
         Err(SetCpuidError::TakenBeforePermission { .. })
     ));
     assert!(matches!(
+        set_cpuid(&vcpu, &before, None),
+        Err(SetCpuidError::TileWithoutPermission { .. })
+    ));
+    assert!(matches!(
         set_cpuid(&vcpu, &after, None),
         Err(SetCpuidError::NoPermission { .. })
     ));
@@ -86,7 +90,7 @@ fn what_kvm_makes_of_a_table_is_reported() {
     let Some((kvm, vm)) = vm() else { return };
     let vcpu = vm.create_vcpu(0).unwrap();
     // 0DH.0:EBX follows XCR0, which is 1 in a new vCPU, whatever the table says.
-    let mut asked = supported(&kvm);
+    let mut asked = without_amx(&kvm);
     let [eax, _, ecx, edx] = asked.leaf(0xd, 0);
     asked.set_leaf(0xd, 0, [eax, 0x1234, ecx, edx]).unwrap();
     assert!(coherence::check(&asked).iter().any(|c| matches!(
@@ -130,7 +134,7 @@ fn what_kvm_makes_of_a_table_is_reported() {
 fn too_many_entries() {
     let Some((kvm, vm)) = vm() else { return };
     let vcpu = vm.create_vcpu(0).unwrap();
-    let entries = supported(&kvm).as_slice().to_vec();
+    let entries = without_amx(&kvm).as_slice().to_vec();
     // `CpuId` admits no more than 256 itself, so that its memory is laid out here.
     let size = size_of::<kvm_cpuid2>();
     let entry_size = size_of_val(&entries[0]);
@@ -151,7 +155,7 @@ fn too_many_entries() {
 fn linear_address_bits() {
     let Some((kvm, vm)) = vm() else { return };
     let vcpu = vm.create_vcpu(0).unwrap();
-    let mut cpuid = supported(&kvm);
+    let mut cpuid = without_amx(&kvm);
     let [eax, ebx, ecx, edx] = cpuid.leaf(0x8000_0008, 0);
     let with_bits = [eax & !0xff00 | 40 << 8, ebx, ecx, edx];
     cpuid.set_leaf(0x8000_0008, 0, with_bits).unwrap();
@@ -165,7 +169,7 @@ fn linear_address_bits() {
 fn after_a_run_only_the_same_cpuid_is_taken() {
     let Some((kvm, vm)) = vm() else { return };
     let mut vcpu = vm.create_vcpu(0).unwrap();
-    let _ = set_cpuid(&vcpu, &supported(&kvm), None).unwrap();
+    let _ = set_cpuid(&vcpu, &without_amx(&kvm), None).unwrap();
     run_to_halt(&vm, &mut vcpu);
 
     let effective = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
@@ -197,7 +201,7 @@ fn after_a_run_only_the_same_cpuid_is_taken() {
 fn no_memory() {
     let Some((kvm, vm)) = vm() else { return };
     let vcpu = vm.create_vcpu(0).unwrap();
-    let cpuid = supported(&kvm);
+    let cpuid = without_amx(&kvm);
     for errno in [libc::EFAULT, libc::ENOMEM] {
         let result = with_errno(libc::SYS_ioctl, 1, KVM_SET_CPUID2, errno, || {
             set_cpuid(&vcpu, &cpuid, None)
@@ -210,7 +214,7 @@ fn no_memory() {
 fn what_cannot_be_read_back_is_said() {
     let Some((kvm, vm)) = vm() else { return };
     let vcpu = vm.create_vcpu(0).unwrap();
-    let cpuid = supported(&kvm);
+    let cpuid = without_amx(&kvm);
     let result = with_errno(libc::SYS_ioctl, 1, KVM_GET_CPUID2, libc::EFAULT, || {
         set_cpuid(&vcpu, &cpuid, None)
     });

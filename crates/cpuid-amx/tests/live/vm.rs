@@ -1,6 +1,6 @@
 //! VMs, and the tables that they get.
 
-use cpuid_amx::{CpuidTable, permission};
+use cpuid_amx::{AmxFeatures, CpuidTable, Policy, permission};
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use xsave_state::XFeatures;
@@ -21,6 +21,17 @@ pub(crate) fn vm() -> Option<(Kvm, VmFd)> {
 
 pub(crate) fn supported(kvm: &Kvm) -> CpuId {
     kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap()
+}
+
+/// For a guest that needs no permission. Without AMX it is KVM's own: there are kinds of KVM whose
+/// leaf 1 lacks XSAVE, and a policy would carry that through.
+pub(crate) fn without_amx(kvm: &Kvm) -> CpuId {
+    let mut cpuid = supported(kvm);
+    let amx = AmxFeatures::from_cpuid(|leaf, subleaf| cpuid.leaf(leaf, subleaf));
+    if !amx.is_empty() {
+        Policy::hide_amx().apply(&mut cpuid).unwrap();
+    }
+    cpuid
 }
 
 pub(crate) fn user_components(cpuid: &CpuId) -> XFeatures {

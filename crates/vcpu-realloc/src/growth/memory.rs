@@ -124,8 +124,8 @@ impl StateMemory {
         };
         area.fill(0);
         copy_prefix(&self.area, area);
-        let image = Image::parse(area, &self.layout)?;
-        Ok(ExtendedState::new(image, self.registers)?)
+        let image = Image::parse(area, &self.layout).map_err(LoadError::Image)?;
+        ExtendedState::new(image, self.registers).map_err(LoadError::State)
     }
 
     /// Forgets what was stored: the state after reset.
@@ -196,8 +196,8 @@ pub enum LoadError {
     },
     /// What was stored is not valid any more.
     #[error("the stored area: {0}")]
-    Image(#[from] ImageError),
+    Image(ImageError),
     /// What was stored is not valid any more.
     #[error("the stored state: {0}")]
-    State(#[from] StateError),
+    State(StateError),
 }

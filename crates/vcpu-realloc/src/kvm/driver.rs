@@ -145,7 +145,8 @@ impl ExitHandler {
     ///
     /// # Errors
     ///
-    /// An ioctl failed. See [`RewindError`].
+    /// An ioctl failed. [`RewindError`] says whether the write still waits, as it did before, or the
+    /// vCPU is to be discarded.
     pub fn rewind(&mut self, vcpu: &mut VcpuFd) -> Result<(), RewindError> {
         if self.pending.is_some() {
             rewind::rewind(vcpu)?;
@@ -243,7 +244,7 @@ impl ExitHandler {
         };
         set_error(vcpu, Completion::Skip);
         self.pending = None;
-        let lifted = self.vm.lift()?;
+        let lifted = self.vm.lift().map_err(HandleError::Lift)?;
         Ok(Handled::Written {
             first_use,
             released,
@@ -270,7 +271,7 @@ impl ExitHandler {
             Answer::Later => return Err(ObserveError::Undecided { growth }),
         }
         let _ = self.pass(Event::Grant(growth.features()));
-        self.vm.lift()?;
+        self.vm.lift().map_err(ObserveError::Lift)?;
         Ok(Some(growth))
     }
 
@@ -356,12 +357,12 @@ pub(super) fn set_error(vcpu: &mut VcpuFd, completion: Completion) {
 #[derive(Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum HandleError<E> {
-    /// The VMM could not answer. The guest's instruction waits.
-    #[error("the VMM has no state for the vCPU: {0}")]
-    Vmm(#[source] E),
+    /// The VMM could not answer: its own error. The guest's instruction waits.
+    #[error(transparent)]
+    Vmm(E),
     /// KVM_GET_XCRS failed. The guest's instruction waits.
     #[error("KVM_GET_XCRS: {0}")]
-    Xcrs(#[source] Errno),
+    Xcrs(Errno),
     /// KVM_GET_XCRS gave no XCR0. The guest's instruction waits.
     #[error("KVM_GET_XCRS has no XCR0")]
     NoXcr0,
@@ -369,19 +370,20 @@ pub enum HandleError<E> {
     /// granted.
     #[error(transparent)]
     Write(#[from] WriteXfdError),
-    /// The write is done, and the vCPU may run; but the filter could not be lifted. It is tried again
-    /// at the next write, or with [`VmGate::lift`].
+    /// The write is done, and the vCPU may run; but the trap could not be lifted. After
+    /// [`TrapError::Filter`] the next write tries again; after [`TrapError::ExitReasons`] there is none,
+    /// and the VMM calls [`VmGate::lift`].
     #[error("the write is done, but its trap could not be lifted: {0}")]
-    Lift(#[from] TrapError),
+    Lift(TrapError),
 }
 
 /// A captured or restored vCPU has what the VMM did not grant.
 #[derive(Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum ObserveError<E> {
-    /// The VMM could not answer.
-    #[error("the VMM has no state for the vCPU: {0}")]
-    Vmm(#[source] E),
+    /// The VMM could not answer: its own error.
+    #[error(transparent)]
+    Vmm(E),
     /// The VMM denied it: discard the vCPU, or grant it.
     #[error("denied, but the vCPU has it already: {growth}")]
     Denied {
@@ -397,8 +399,8 @@ pub enum ObserveError<E> {
     /// A write of the vCPU waits, so its state is not between two instructions.
     #[error("a write of IA32_XFD waits: rewind the vCPU first")]
     Waiting,
-    /// All is granted; but the filter could not be lifted. It is tried again at the next write, or with
-    /// [`VmGate::lift`].
+    /// All is granted; but the trap could not be lifted. After [`TrapError::Filter`] the next write tries
+    /// again; after [`TrapError::ExitReasons`] there is none, and the VMM calls [`VmGate::lift`].
     #[error("granted, but the trap could not be lifted: {0}")]
-    Lift(#[from] TrapError),
+    Lift(TrapError),
 }

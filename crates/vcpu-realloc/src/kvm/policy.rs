@@ -28,6 +28,8 @@ pub(super) struct Progress {
     pub passed: usize,
     /// The filter is the VMM's own again.
     pub lifted: bool,
+    /// But the exit reasons are not yet.
+    pub reasons_are_due: bool,
     /// The vCPU that was the first to use a feature.
     pub first_use: Option<u64>,
 }

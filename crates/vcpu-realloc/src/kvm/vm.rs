@@ -14,7 +14,7 @@ use super::driver::ExitHandler;
 use super::filter::{FilterError, MsrFilter};
 use super::ioctl::VmHandle;
 use super::policy::{Policy, Progress};
-use crate::gate::{Event, Gate};
+use crate::gate::{Event, Gate, Growth};
 use crate::growth::{Answer, Grow, Request, Scope};
 
 /// What a VMM chooses.
@@ -102,7 +102,10 @@ impl VmGate {
             (false, false) => Mode::AtCpuidTime,
         };
         let merged = match mode {
-            Mode::Trapping => Some(options.filter.with_write_denied(MSR_IA32_XFD)?),
+            Mode::Trapping => {
+                let merged = options.filter.with_write_denied(MSR_IA32_XFD);
+                Some(merged.map_err(InstallError::Merge)?)
+            }
             _ => None,
         };
         let shared = Shared {
@@ -120,8 +123,8 @@ impl VmGate {
     /// The handler for the exits of a vCPU: `vcpu` is the number that KVM_CREATE_VCPU was given. Call
     /// it before KVM_SET_CPUID2.
     ///
-    /// The VMM is asked here where there is no later moment: in [`Mode::AtCpuidTime`], and for a vCPU
-    /// that comes after the VM's first use.
+    /// The VMM is asked here where there is no later moment: in [`Mode::AtCpuidTime`], and under
+    /// [`Policy::WholeVm`] for a vCPU that comes after the VM's first use, which has lifted the trap.
     ///
     /// # Errors
     ///
@@ -149,13 +152,17 @@ impl VmGate {
                 Answer::Grant => {
                     let _ = gate.on(Event::Grant(growth.features()));
                 }
-                Answer::Deny => return Err(StartError::Denied),
-                Answer::Later => return Err(StartError::Undecided),
+                Answer::Deny if shared.mode == Mode::AtCpuidTime => {
+                    return Err(StartError::Denied { growth });
+                }
+                Answer::Deny => return Err(StartError::DeniedAfterFirstUse { vcpu, growth }),
+                Answer::Later => return Err(StartError::Undecided { growth }),
             }
         }
         if progress.lifted && !gate.has_passed() {
             shared.trap().map_err(StartError::Trap)?;
             progress.lifted = false;
+            progress.reasons_are_due = false;
         }
         progress.enter(gate.has_passed());
         drop(progress);
@@ -191,12 +198,12 @@ impl VmGate {
     ///
     /// # Errors
     ///
-    /// KVM refuses, and the trap may still be set.
+    /// KVM refuses. Call it again, as often as it takes; [`TrapError`] says what is as before until then.
     pub fn lift(&self) -> Result<bool, TrapError> {
         let shared = &self.0;
         let mut progress = shared.progress();
         let complete = progress.is_complete(shared.options.policy, shared.layout.xfd());
-        if shared.merged.is_none() || progress.lifted || !complete {
+        if shared.merged.is_none() || !complete {
             return Ok(false);
         }
         // The filter comes first: without the capability a filtered write is #GP for the guest. When
@@ -204,10 +211,17 @@ impl VmGate {
         // `kvm_vm_ioctl_set_msr_filter`), so it is safe to go on.
         let options = &shared.options;
         let vm = &shared.vm;
-        vm.set_filter(&options.filter).map_err(TrapError::Filter)?;
+        if !progress.lifted {
+            vm.set_filter(&options.filter).map_err(TrapError::Filter)?;
+            progress.lifted = true;
+            progress.reasons_are_due = true;
+        }
+        if !progress.reasons_are_due {
+            return Ok(false);
+        }
         vm.set_exit_reasons(options.exit_reasons)
             .map_err(TrapError::ExitReasons)?;
-        progress.lifted = true;
+        progress.reasons_are_due = false;
         Ok(true)
     }
 
@@ -251,16 +265,20 @@ impl Shared {
     }
 }
 
-/// The VM's filter could not be changed.
+/// The trap could not be set or lifted. To set it takes both ioctls or none. To lift it, the filter goes
+/// first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum TrapError {
-    /// KVM_ENABLE_CAP failed.
+    /// KVM_ENABLE_CAP failed. If the trap was being lifted, the filter is the VMM's own again and no
+    /// write of IA32_XFD leaves, so that no handler tries again; but until [`VmGate::lift`] succeeds
+    /// accesses that the filter denies leave to the VMM, even if it wants #GP for them.
     #[error("KVM_ENABLE_CAP of KVM_CAP_X86_USER_SPACE_MSR: {0}")]
-    ExitReasons(#[source] Errno),
-    /// KVM_X86_SET_MSR_FILTER failed.
+    ExitReasons(Errno),
+    /// KVM_X86_SET_MSR_FILTER failed. If the trap was being lifted, it is still set, and the next write
+    /// of IA32_XFD tries again.
     #[error("KVM_X86_SET_MSR_FILTER: {0}")]
-    Filter(#[source] Errno),
+    Filter(Errno),
 }
 
 /// The writes of IA32_XFD could not be trapped.
@@ -269,10 +287,10 @@ pub enum TrapError {
 pub enum InstallError {
     /// The VM's descriptor could not be duplicated.
     #[error("another descriptor of the VM: {0}")]
-    Descriptor(#[source] io::Error),
+    Descriptor(io::Error),
     /// The VMM's own filter cannot take IA32_XFD on.
     #[error("the VMM's own MSR filter: {0}")]
-    Merge(#[from] FilterError),
+    Merge(FilterError),
     /// KVM refused.
     #[error(transparent)]
     Trap(#[from] TrapError),
@@ -282,15 +300,36 @@ pub enum InstallError {
 #[derive(Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum StartError<E> {
-    /// The VMM could not answer.
-    #[error("the VMM has no state for the vCPU: {0}")]
-    Vmm(#[source] E),
-    /// The VMM denied it, and there is no other time to ask: hide the features from the guest's CPUID.
-    #[error("denied, and KVM gives no later moment to ask: hide AMX from the guest's CPUID")]
-    Denied,
-    /// The VMM answers later, and there is no later: ask again when the answer is there.
-    #[error("the VMM answers later, and KVM gives no later moment: ask again, before CPUID is set")]
-    Undecided,
+    /// The VMM could not answer: its own error.
+    #[error(transparent)]
+    Vmm(E),
+    /// The VMM denied it in [`Mode::AtCpuidTime`], where there is no other time to ask: hide the features
+    /// from the guest's CPUID.
+    #[error(
+        "denied, and KVM gives no later moment to ask ({growth}): hide AMX from the guest's CPUID"
+    )]
+    Denied {
+        /// What the vCPU was to get.
+        growth: Growth,
+    },
+    /// The VMM denied it for a vCPU that comes after the first use, which under [`Policy::WholeVm`] was
+    /// that of all vCPUs: do not add the vCPU, or choose [`Policy::EachVcpu`].
+    #[error(
+        "denied for vCPU {vcpu}, but the VM's first use was that of all its vCPUs ({growth}): do not \
+         add it, or use Policy::EachVcpu"
+    )]
+    DeniedAfterFirstUse {
+        /// The vCPU that was to be added.
+        vcpu: u64,
+        /// What it was to get.
+        growth: Growth,
+    },
+    /// The VMM answers later, but the handler needs the answer: ask again when it is there.
+    #[error("the VMM answers later ({growth}): ask again when it can, before CPUID is set")]
+    Undecided {
+        /// What the vCPU is to get.
+        growth: Growth,
+    },
     /// The trap could not be set again.
     #[error(transparent)]
     Trap(TrapError),

@@ -1,7 +1,7 @@
 //! Exits, #GP and errors, on any host: without AMX the gate believes in it and KVM does not.
 
 use vcpu_realloc::Fault;
-use vcpu_realloc::kvm::{HandleError, Handled, Options};
+use vcpu_realloc::kvm::{HandleError, Handled, Options, RewindError};
 use xsave_state::kvm::WriteXfdError;
 
 use crate::machine::{ARMED, Command, MSR_IA32_XFD, Machine, NONE, Stop, TILES, guest, host};
@@ -135,6 +135,38 @@ fn a_rewound_vcpu_repeats_its_instruction() {
         assert_eq!(machine.step(0), left(ARMED));
     }
     assert_eq!(machine.word(0, guest::GP_COUNT), 0);
+}
+
+/// KVM_RUN fails before it completes the exit: the write is not lost, and can be resumed or rewound.
+#[test]
+fn a_rewinding_that_failed_leaves_the_write_waiting() {
+    // KVM has no registers of that number to share.
+    const NO_SUCH_REGISTERS: u64 = 1 << 63;
+    let Some(mut machine) = Machine::new(1, Options::default()) else {
+        return;
+    };
+    if host_has_xfd() {
+        return;
+    }
+    machine.tell(0, &[Command::WriteXfd(ARMED), Command::Bell(2)]);
+    assert_eq!(machine.step(0), left(ARMED));
+    assert!(machine.handle(0, ARMED, &mut never).is_err());
+    let vcpu = &mut machine.vcpus[0];
+    vcpu.fd.get_kvm_run().kvm_valid_regs = NO_SUCH_REGISTERS;
+    let error = vcpu.handler.rewind(&mut vcpu.fd).unwrap_err();
+    assert!(matches!(error, RewindError::Run(errno) if errno.errno() == libc::EINVAL));
+    vcpu.fd.get_kvm_run().kvm_valid_regs = 0;
+    assert!(vcpu.handler.is_waiting());
+    let refused = HandleError::Write(WriteXfdError::Refused { xfd: TILES });
+    assert_eq!(machine.resume(0, &mut never), Err(refused));
+
+    let vcpu = &mut machine.vcpus[0];
+    vcpu.fd.get_kvm_run().kvm_valid_regs = NO_SUCH_REGISTERS;
+    assert!(vcpu.handler.rewind(&mut vcpu.fd).is_err());
+    vcpu.fd.get_kvm_run().kvm_valid_regs = 0;
+    // Run all the same, the guest does not believe that it was done.
+    assert_eq!(machine.step(0), Stop::Bell(2));
+    assert_eq!(machine.word(0, guest::GP_COUNT), 1);
 }
 
 /// What KVM refuses cannot be provoked where it has XFD.

@@ -88,7 +88,7 @@ fn known_fixes(host: &Host) -> String {
             State::Present => (Mark::Good, "fixed"),
             State::NotAffected => (Mark::Good, "not affected"),
             State::Absent => (Mark::Warning, "not fixed"),
-            State::Unknown => (Mark::Unknown, "the version does not tell"),
+            _ => (Mark::Unknown, "the version does not tell"),
         };
         let _ = writeln!(
             text,
@@ -252,7 +252,7 @@ fn as_json(host: &Host, obstacles: &[Obstacle], answer: Answer) -> anyhow::Resul
                     State::Present => "fixed",
                     State::NotAffected => "not_affected",
                     State::Absent => "not_fixed",
-                    State::Unknown => "unknown",
+                    _ => "unknown",
                 },
                 "without": fix.without,
             })

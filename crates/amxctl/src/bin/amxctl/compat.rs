@@ -134,7 +134,7 @@ impl Judged {
         match self.verdict {
             Verdict::Runs => Mark::Good,
             Verdict::RunsAfter { .. } => Mark::Warning,
-            Verdict::No => Mark::Bad,
+            _ => Mark::Bad,
         }
     }
 
@@ -192,7 +192,7 @@ impl Judged {
         let (verdict, relayout, hide) = match self.verdict {
             Verdict::Runs => ("runs", false, false),
             Verdict::RunsAfter { relayout, hide } => ("runs-after", relayout, hide),
-            Verdict::No => ("no", false, false),
+            _ => ("no", false, false),
         };
         json!({
             "verdict": verdict,
@@ -203,6 +203,7 @@ impl Judged {
                 "remedy": remedy.map(|remedy| match remedy {
                     Remedy::Relayout => "relayout",
                     Remedy::Hide => "hide",
+                    _ => "other",
                 }),
             })).collect::<Vec<_>>(),
             "shared": self.shared.iter().map(|feature| feature.to_string()).collect::<Vec<_>>(),
