@@ -164,8 +164,7 @@ fn serve_one(
             killer.kill();
         }
     });
-    let outcome = carry_events(&client, &machine);
-    finished.store(true, Ordering::Release);
+    let outcome = carry_events(&client, &machine, &finished);
     // The carrier reads from the client until now.
     let _ = client.shutdown(Shutdown::Both);
     let _ = carrier.join();
@@ -193,21 +192,30 @@ fn boot(ready: &Ready, start: Start) -> Result<(Machine, Vec<u8>), String> {
 }
 
 /// Passes on what the lab says, to the end of the program (true) or of the lab (false).
-fn carry_events(client: &UnixStream, machine: &Machine) -> io::Result<bool> {
+///
+/// A client hangs up as soon as it knows of the program's end, so that must be `finished` before: a hang-up without it costs the lab.
+fn carry_events(
+    mut client: impl Write,
+    machine: &dyn Link,
+    finished: &AtomicBool,
+) -> io::Result<bool> {
     loop {
         match machine.next(None) {
             Some(Event::Frame(kind, payload)) => {
-                send(client, kind, &payload)?;
+                if kind == wire::EXIT {
+                    finished.store(true, Ordering::Release);
+                }
+                send(&mut client, kind, &payload)?;
                 if kind == wire::EXIT {
                     return Ok(true);
                 }
             }
             Some(Event::Crash(report)) => {
-                send(client, wire::PANIC, report.as_bytes())?;
+                send(&mut client, wire::PANIC, report.as_bytes())?;
                 return Ok(false);
             }
             Some(Event::Gone(how)) => {
-                send(client, wire::GONE, how.as_bytes())?;
+                send(&mut client, wire::GONE, how.as_bytes())?;
                 return Ok(false);
             }
             Some(Event::CrashBegins | Event::SendFailed(_)) | None => {}
@@ -226,7 +234,7 @@ fn carry(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     }
 }
 
-fn send(mut client: &UnixStream, kind: u32, payload: &[u8]) -> io::Result<()> {
+fn send(mut client: impl Write, kind: u32, payload: &[u8]) -> io::Result<()> {
     let payload = payload
         .get(..payload.len().min(wire::LARGEST_PAYLOAD))
         .unwrap_or_default();
@@ -302,7 +310,71 @@ impl Drop for SocketLink {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::RefCell;
+    use std::collections::VecDeque;
+
     use super::*;
+
+    /// A lab that says what it is told to.
+    struct Scripted(RefCell<VecDeque<Event>>);
+
+    impl Link for Scripted {
+        fn writer(&self) -> io::Result<Box<dyn Write + Send>> {
+            Ok(Box::new(io::sink()))
+        }
+
+        fn next(&self, _: Option<Instant>) -> Option<Event> {
+            self.0.borrow_mut().pop_front()
+        }
+
+        fn reporter(&self) -> mpsc::Sender<Event> {
+            mpsc::channel().0
+        }
+
+        fn kill(&self) {}
+    }
+
+    /// A client that hangs up the moment it has heard of the program's end. Whether that costs the lab is decided by what the carrier
+    /// sees then.
+    struct Hasty<'a> {
+        finished: &'a AtomicBool,
+        heard: Vec<u8>,
+        seen_by_carrier: Option<bool>,
+    }
+
+    impl Write for Hasty<'_> {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.heard.extend_from_slice(bytes);
+            let mut heard = self.heard.as_slice();
+            while let Ok(Some((kind, _))) = wire::read_frame(&mut heard) {
+                if kind == wire::EXIT {
+                    self.seen_by_carrier = Some(self.finished.load(Ordering::Acquire));
+                }
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_hang_up_after_the_end_does_not_cost_the_lab() {
+        let end = wire::Ending::Exited(0).to_bytes().to_vec();
+        let lab = Scripted(RefCell::new(VecDeque::from([
+            Event::Frame(wire::STDOUT, b"last words".to_vec()),
+            Event::Frame(wire::EXIT, end),
+        ])));
+        let finished = AtomicBool::new(false);
+        let mut client = Hasty {
+            finished: &finished,
+            heard: Vec::new(),
+            seen_by_carrier: None,
+        };
+        assert!(carry_events(&mut client, &lab, &finished).unwrap());
+        assert_eq!(client.seen_by_carrier, Some(true));
+    }
 
     #[test]
     fn a_session_serves_only_its_own_kind() {
