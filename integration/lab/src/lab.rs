@@ -3,13 +3,14 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::cpu::Cpu;
+use crate::events::{self, Event};
 use crate::job::{Job, JobError};
 use crate::kernel::Kernel;
-use crate::machine::{Event, Machine, Start};
+use crate::machine::{Machine, Start};
 use crate::manifest::{Care, ManifestError};
 use crate::out_folder::Unpacker;
 use crate::patch_set::PatchError;
@@ -17,10 +18,9 @@ use crate::progress::Progress;
 use crate::progress::Quiet;
 use crate::saved;
 use crate::store::{Store, StoreError};
+use crate::watchdog::Watchdog;
 use crate::wire;
 
-/// How long the kernel's report of its crash may take once it has begun.
-const CRASH_LIMIT: Duration = Duration::from_secs(20);
 /// A lab that is not up after this is not coming up.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(180);
 
@@ -201,10 +201,12 @@ impl<'a> Streams<'a> {
 /// The side of a lab that can be talked to: an emulator of ours, or one in a session.
 pub(crate) trait Link {
     fn writer(&self) -> io::Result<Box<dyn Write + Send>>;
-    fn next(&self, until: Option<Instant>) -> Option<Event>;
+    /// Waits for what comes next.
+    fn next(&self) -> Event;
     /// Where the sender of a job tells that it failed.
-    fn reporter(&self) -> mpsc::Sender<Event>;
-    fn kill(&self);
+    fn reporter(&self) -> events::Sender;
+    /// What ends the lab, for other threads.
+    fn killer(&self) -> Box<dyn Fn() + Send>;
 }
 
 impl Link for Machine {
@@ -212,16 +214,17 @@ impl Link for Machine {
         Ok(Box::new(Self::writer(self)?))
     }
 
-    fn next(&self, until: Option<Instant>) -> Option<Event> {
-        Self::next(self, until)
+    fn next(&self) -> Event {
+        Self::next(self)
     }
 
-    fn reporter(&self) -> mpsc::Sender<Event> {
+    fn reporter(&self) -> events::Sender {
         Self::reporter(self)
     }
 
-    fn kill(&self) {
-        self.killer().kill();
+    fn killer(&self) -> Box<dyn Fn() + Send> {
+        let killer = Self::killer(self);
+        Box::new(move || killer.kill())
     }
 }
 
@@ -289,17 +292,12 @@ impl Lab {
     }
 
     fn when_ready(link: Box<dyn Link + Send>, limit: Option<Duration>) -> Result<Self, LabError> {
-        let mut waiting = Waiting::new(limit);
-        match waiting.frame(link.as_ref())? {
-            (wire::READY, release) => Ok(Self {
-                link,
-                release: String::from_utf8_lossy(&release).into_owned(),
-                usable: true,
-            }),
-            (kind, _) => Err(LabError::Emulator {
-                how: format!("its first words were of kind {kind}"),
-            }),
-        }
+        let release = Waiting::new(link.as_ref(), limit).frame_of(wire::READY)?;
+        Ok(Self {
+            link,
+            release: String::from_utf8_lossy(&release).into_owned(),
+            usable: true,
+        })
     }
 
     /// The release of the host's kernel, as `uname -r` prints it.
@@ -331,13 +329,17 @@ impl Lab {
                 how: "an earlier run has ended this lab".to_owned(),
             });
         }
-        let result = self.run_job(job, streams, limit);
-        if !matches!(
-            result,
-            Ok(_) | Err(LabError::NotStarted { .. } | LabError::OutFolder { .. })
-        ) {
+        let waiting = Waiting::new(self.link.as_ref(), limit);
+        let result = self.run_job(job, streams, &waiting);
+        let goes_on = waiting.call_off()
+            && matches!(
+                result,
+                Ok(_) | Err(LabError::NotStarted { .. } | LabError::OutFolder { .. })
+            );
+        drop(waiting);
+        if !goes_on {
             self.usable = false;
-            self.link.kill();
+            self.link.killer()();
         }
         result
     }
@@ -346,7 +348,7 @@ impl Lab {
         &self,
         job: &Job,
         mut streams: Streams<'_>,
-        limit: Option<Duration>,
+        waiting: &Waiting<'_>,
     ) -> Result<Ending, LabError> {
         let unpacker = match &job.out {
             None => None,
@@ -368,10 +370,9 @@ impl Lab {
             job.clone(),
             streams.stdin.take(),
         );
-        let mut waiting = Waiting::new(limit);
         let output = |source| LabError::Output { source };
         let ending = loop {
-            let (kind, payload) = waiting.frame(self.link.as_ref())?;
+            let (kind, payload) = waiting.frame()?;
             match kind {
                 wire::STDOUT => streams
                     .stdout
@@ -418,41 +419,51 @@ impl Lab {
     }
 }
 
-/// Waits for frames until time is out, and makes errors of all else.
-struct Waiting {
-    limit: Duration,
-    until: Option<Instant>,
-    crashing: bool,
+/// Waits for frames until time is out, and makes errors of all else. The limit holds whatever the thread is doing that waits here: passing
+/// output on to somebody who does not read may take for ever.
+struct Waiting<'a> {
+    link: &'a dyn Link,
+    watchdog: Option<(Duration, Watchdog)>,
 }
 
-impl Waiting {
-    fn new(limit: Option<Duration>) -> Self {
-        let until = limit.and_then(|limit| Instant::now().checked_add(limit));
-        Self {
-            limit: limit.unwrap_or_default(),
-            until,
-            crashing: false,
+impl<'a> Waiting<'a> {
+    fn new(link: &'a dyn Link, limit: Option<Duration>) -> Self {
+        let watchdog = limit.map(|limit| (limit, Watchdog::start(limit, link.killer())));
+        Self { link, watchdog }
+    }
+
+    /// Whether what was waited for came in time. If not, the lab is gone.
+    fn call_off(&self) -> bool {
+        self.watchdog
+            .as_ref()
+            .is_none_or(|(_, watchdog)| watchdog.call_off())
+    }
+
+    fn frame(&self) -> Result<(u32, Vec<u8>), LabError> {
+        loop {
+            match (self.link.next(), &self.watchdog) {
+                (Event::Frame(kind, payload), _) => return Ok((kind, payload)),
+                // The lab ends soon, and by itself; its report is worth the time.
+                (Event::CrashBegins, _) => drop(self.call_off()),
+                (Event::Crash(report), _) => return Err(LabError::HostPanic { report }),
+                (Event::Gone(_) | Event::SendFailed(_), Some((limit, watchdog)))
+                    if !watchdog.call_off() =>
+                {
+                    return Err(LabError::TimedOut { limit: *limit });
+                }
+                (Event::Gone(how), _) => return Err(LabError::Emulator { how }),
+                (Event::SendFailed(source), _) => return Err(LabError::Send { source }),
+            }
         }
     }
 
-    fn frame(&mut self, link: &dyn Link) -> Result<(u32, Vec<u8>), LabError> {
-        loop {
-            match link.next(self.until) {
-                Some(Event::Frame(kind, payload)) => return Ok((kind, payload)),
-                Some(Event::CrashBegins) => {
-                    self.crashing = true;
-                    self.until = Instant::now().checked_add(CRASH_LIMIT);
-                }
-                Some(Event::Crash(report)) => return Err(LabError::HostPanic { report }),
-                Some(Event::Gone(how)) => return Err(LabError::Emulator { how }),
-                Some(Event::SendFailed(source)) => return Err(LabError::Send { source }),
-                // The end of the emulator brings what there is of the report.
-                None if self.crashing => {
-                    link.kill();
-                    self.until = None;
-                }
-                None => return Err(LabError::TimedOut { limit: self.limit }),
-            }
+    /// The next frame, which is to be of this kind.
+    fn frame_of(&self, kind: u32) -> Result<Vec<u8>, LabError> {
+        match self.frame()? {
+            (other, payload) if other == kind => Ok(payload),
+            (other, _) => Err(LabError::Emulator {
+                how: format!("a frame of kind {other} where {kind} was due"),
+            }),
         }
     }
 }
@@ -470,7 +481,7 @@ struct Way {
 impl Sender {
     fn start(
         to_lab: Box<dyn Write + Send>,
-        reporter: mpsc::Sender<Event>,
+        reporter: events::Sender,
         job: Job,
         stdin: Option<Box<dyn Read + Send>>,
     ) -> Self {

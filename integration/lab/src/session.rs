@@ -10,14 +10,14 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{self, Receiver};
-use std::time::Instant;
 
+use crate::events::{self, Event};
 use crate::lab::{Lab, LabError, LabOptions, Link, START_LIMIT};
-use crate::machine::{Event, Machine, Start};
+use crate::machine::{Machine, Start};
 use crate::progress::Progress;
 use crate::saved::{self, Ready};
 use crate::store::Store;
+use crate::watchdog::Watchdog;
 use crate::wire;
 
 /// Tells programs below a session where it is.
@@ -175,18 +175,21 @@ fn boot(ready: &Ready, start: Start) -> Result<(Machine, Vec<u8>), String> {
     let machine = Machine::start(&ready.emulator, &ready.folder, start, |_| {})
         .map_err(|error| error.to_string())?;
     // A lab that hangs as it starts would keep all programs that wait for it.
-    let limit = Instant::now().checked_add(START_LIMIT);
+    let killer = machine.killer();
+    let watchdog = Watchdog::start(START_LIMIT, move || killer.kill());
     loop {
-        match machine.next(limit) {
-            None => {
+        match machine.next() {
+            Event::Frame(wire::READY, release) if watchdog.call_off() => {
+                return Ok((machine, release));
+            }
+            Event::Gone(_) if !watchdog.call_off() => {
                 return Err(format!("it was not up after {} s", START_LIMIT.as_secs()));
             }
-            Some(Event::Frame(wire::READY, release)) => return Ok((machine, release)),
-            Some(Event::Gone(how)) => return Err(how),
-            Some(Event::Crash(report)) => {
+            Event::Gone(how) => return Err(how),
+            Event::Crash(report) => {
                 return Err(format!("the lab's kernel crashed:\n{report}"));
             }
-            _ => {}
+            Event::Frame(..) | Event::CrashBegins | Event::SendFailed(_) => {}
         }
     }
 }
@@ -200,8 +203,8 @@ fn carry_events(
     finished: &AtomicBool,
 ) -> io::Result<bool> {
     loop {
-        match machine.next(None) {
-            Some(Event::Frame(kind, payload)) => {
+        match machine.next() {
+            Event::Frame(kind, payload) => {
                 if kind == wire::EXIT {
                     finished.store(true, Ordering::Release);
                 }
@@ -210,15 +213,16 @@ fn carry_events(
                     return Ok(true);
                 }
             }
-            Some(Event::Crash(report)) => {
+            Event::Crash(report) => {
                 send(&mut client, wire::PANIC, report.as_bytes())?;
                 return Ok(false);
             }
-            Some(Event::Gone(how)) => {
+            Event::Gone(how) => {
                 send(&mut client, wire::GONE, how.as_bytes())?;
                 return Ok(false);
             }
-            Some(Event::CrashBegins | Event::SendFailed(_)) | None => {}
+            // A machine whose kernel crashes ends soon, with its report.
+            Event::CrashBegins | Event::SendFailed(_) => {}
         }
     }
 }
@@ -245,15 +249,15 @@ fn send(mut client: impl Write, kind: u32, payload: &[u8]) -> io::Result<()> {
 
 /// The client's side.
 struct SocketLink {
-    socket: UnixStream,
-    events: Receiver<Event>,
-    reporter: mpsc::Sender<Event>,
+    socket: Arc<UnixStream>,
+    events: events::Receiver,
+    reporter: events::Sender,
 }
 
 impl SocketLink {
     fn start(socket: UnixStream) -> io::Result<Self> {
         let mut reading = io::BufReader::new(socket.try_clone()?);
-        let (reporter, events) = mpsc::channel();
+        let (reporter, events) = events::queue();
         let sender = reporter.clone();
         std::thread::spawn(move || {
             loop {
@@ -276,7 +280,7 @@ impl SocketLink {
             }
         });
         Ok(Self {
-            socket,
+            socket: Arc::new(socket),
             events,
             reporter,
         })
@@ -288,23 +292,24 @@ impl Link for SocketLink {
         Ok(Box::new(self.socket.try_clone()?))
     }
 
-    fn next(&self, until: Option<Instant>) -> Option<Event> {
-        crate::machine::next_of(&self.events, until)
+    fn next(&self) -> Event {
+        self.events.next()
     }
 
-    fn reporter(&self) -> mpsc::Sender<Event> {
+    fn reporter(&self) -> events::Sender {
         self.reporter.clone()
     }
 
-    fn kill(&self) {
+    fn killer(&self) -> Box<dyn Fn() + Send> {
+        let socket = Arc::clone(&self.socket);
         // The server ends a lab whose client has gone. An error says that it has gone already.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        Box::new(move || drop(socket.shutdown(Shutdown::Both)))
     }
 }
 
 impl Drop for SocketLink {
     fn drop(&mut self) {
-        self.kill();
+        self.killer()();
     }
 }
 
@@ -323,15 +328,17 @@ mod tests {
             Ok(Box::new(io::sink()))
         }
 
-        fn next(&self, _: Option<Instant>) -> Option<Event> {
-            self.0.borrow_mut().pop_front()
+        fn next(&self) -> Event {
+            self.0.borrow_mut().pop_front().unwrap()
         }
 
-        fn reporter(&self) -> mpsc::Sender<Event> {
-            mpsc::channel().0
+        fn reporter(&self) -> events::Sender {
+            events::queue().0
         }
 
-        fn kill(&self) {}
+        fn killer(&self) -> Box<dyn Fn() + Send> {
+            Box::new(|| {})
+        }
     }
 
     /// A client that hangs up the moment it has heard of the program's end. Whether that costs the lab is decided by what the carrier

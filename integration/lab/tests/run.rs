@@ -239,6 +239,25 @@ fn own_exit_codes() {
 }
 
 #[test]
+fn time_is_out_for_endless_output_too() {
+    store(&[Kernel::Trixie]);
+    // With a reader that never waits there is always a next piece; with one that never reads there is no end of the first.
+    for reader in [Stdio::null(), Stdio::piped()] {
+        let mut child = amx_lab()
+            .args(["run", "--timeout", "2", "--"])
+            .arg(probe())
+            .arg("endless")
+            .stdout(reader)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let watch = common::Watch::new(child.id());
+        assert_eq!(child.wait().unwrap().code(), Some(124));
+        watch.stop();
+    }
+}
+
+#[test]
 fn a_host_panic_is_reported_at_once() {
     for kernel in ["trixie", "sid", "bookworm"] {
         store(&Kernel::ALL);

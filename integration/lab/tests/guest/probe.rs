@@ -30,6 +30,9 @@ fn main() {
                 scope.spawn(|| std::io::stderr().write_all(&data).unwrap());
             });
         }
+        ["endless"] => loop {
+            println!("{}", "x".repeat(1000));
+        },
         ["slowly"] => {
             println!("first");
             // Waits for ever, if need be: the test looks whether the line comes before the end.
