@@ -283,16 +283,19 @@ impl Lab {
     }
 
     fn from_link(link: Box<dyn Link + Send>) -> Result<Self, LabError> {
-        Self::when_ready(link, Some(START_LIMIT))
+        Self::when_ready(link, START_LIMIT)
     }
 
-    /// A session's labs may all be busy for as long as their programs run.
+    /// A session's labs may all be busy for as long as their programs run, and each of those has its own limit; so there is none until
+    /// one is free.
     pub(crate) fn from_session(link: Box<dyn Link + Send>) -> Result<Self, LabError> {
-        Self::when_ready(link, None)
+        Waiting::new(link.as_ref(), None).frame_of(wire::TAKEN)?;
+        // The session has the same limit, and more to say.
+        Self::when_ready(link, START_LIMIT.saturating_add(Duration::from_secs(10)))
     }
 
-    fn when_ready(link: Box<dyn Link + Send>, limit: Option<Duration>) -> Result<Self, LabError> {
-        let release = Waiting::new(link.as_ref(), limit).frame_of(wire::READY)?;
+    fn when_ready(link: Box<dyn Link + Send>, limit: Duration) -> Result<Self, LabError> {
+        let release = Waiting::new(link.as_ref(), Some(limit)).frame_of(wire::READY)?;
         Ok(Self {
             link,
             release: String::from_utf8_lossy(&release).into_owned(),
@@ -498,8 +501,12 @@ impl Sender {
                     .and_then(|()| buffered.flush())
             };
             match (sent, stdin) {
-                // The lab that is gone says more about itself than the broken pipe does.
-                (Err(error), _) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                // The lab that is gone says more about itself than the broken pipe or session does.
+                (Err(error), _)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                    ) => {}
                 (Err(error), _) => drop(reporter.send(Event::SendFailed(error))),
                 (Ok(()), Some(stdin)) => carry_input(&shared, stdin),
                 (Ok(()), None) => {}

@@ -29,6 +29,8 @@ pub const INPUT_END: u32 = 8;
 pub const PANIC: u32 = 6;
 /// A frame's kind: a session's emulator ended; the payload says how. Never sent by init.
 pub const GONE: u32 = 7;
+/// A frame's kind: a lab of a session is free for this program, and is READY soon. Never sent by init.
+pub const TAKEN: u32 = 9;
 
 /// The largest payload of a frame.
 pub const LARGEST_PAYLOAD: usize = WINDOW_HALF - 8;
