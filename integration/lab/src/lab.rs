@@ -115,13 +115,19 @@ pub enum LabError {
         /// Why.
         source: io::Error,
     },
-    /// The out folder could not be unpacked.
-    #[error("{path}: the out folder could not be unpacked", path = path.display())]
+    /// The out folder did not come whole.
+    #[error("{path}: the out folder did not come whole", path = path.display())]
     OutFolder {
         /// The folder here.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The lab had no room or no place for the program or its files, so nothing was run.
+    #[error("the program and its files could not be unpacked in the lab: {how}")]
+    NotUnpacked {
+        /// Which one, and why.
+        how: String,
     },
     /// The program could not be sent.
     #[error("the program and its files could not be sent to the lab")]
@@ -319,8 +325,8 @@ impl Lab {
     /// earlier programs did to the kernel itself.
     ///
     /// # Errors
-    /// When the program could not be run to its end; the lab is then of no more use, except after [`LabError::NotStarted`] and
-    /// [`LabError::OutFolder`].
+    /// When the program could not be run to its end; the lab is then of no more use, except after [`LabError::NotStarted`],
+    /// [`LabError::NotUnpacked`] and [`LabError::OutFolder`].
     pub fn run(
         &mut self,
         job: &Job,
@@ -337,7 +343,10 @@ impl Lab {
         let goes_on = waiting.call_off()
             && matches!(
                 result,
-                Ok(_) | Err(LabError::NotStarted { .. } | LabError::OutFolder { .. })
+                Ok(_)
+                    | Err(LabError::NotStarted { .. }
+                        | LabError::NotUnpacked { .. }
+                        | LabError::OutFolder { .. })
             );
         drop(waiting);
         if !goes_on {
@@ -374,7 +383,7 @@ impl Lab {
             streams.stdin.take(),
         );
         let output = |source| LabError::Output { source };
-        let ending = loop {
+        let (ending, missing) = loop {
             let (kind, payload) = waiting.frame()?;
             match kind {
                 wire::STDOUT => streams
@@ -393,8 +402,18 @@ impl Lab {
                     }
                 }
                 wire::INPUT_END => sender.end_input(),
-                wire::EXIT => match wire::Ending::from_bytes(&payload) {
-                    Some(ending) => break ending,
+                wire::NOT_UNPACKED => {
+                    return Err(LabError::NotUnpacked {
+                        how: String::from_utf8_lossy(&payload).into_owned(),
+                    });
+                }
+                wire::EXIT | wire::OUT_INCOMPLETE => match wire::Ending::from_bytes(&payload) {
+                    Some(ending) => {
+                        let said = payload.get(ending.to_bytes().len()..).unwrap_or_default();
+                        let missing = (kind == wire::OUT_INCOMPLETE)
+                            .then(|| String::from_utf8_lossy(said).into_owned());
+                        break (ending, missing);
+                    }
                     None => {
                         return Err(LabError::Emulator {
                             how: "the program's end was not understood".to_owned(),
@@ -409,10 +428,16 @@ impl Lab {
             }
         };
         if let Some((folder, unpacker)) = unpacker {
-            unpacker.finish().map_err(|source| LabError::OutFolder {
-                path: folder.clone(),
-                source,
-            })?;
+            let unpacked = unpacker.finish();
+            // If something is missing there, this is no surprise to what unpacks here.
+            missing
+                .map_or(unpacked, |what| {
+                    Err(io::Error::other(format!("{what}; the program {ending}")))
+                })
+                .map_err(|source| LabError::OutFolder {
+                    path: folder.clone(),
+                    source,
+                })?;
         }
         match ending {
             wire::Ending::Exited(status) => Ok(Ending::Exited(status)),

@@ -199,9 +199,9 @@ fn boot(ready: &Ready, start: Start) -> Result<(Machine, Vec<u8>), String> {
     }
 }
 
-/// Passes on what the lab says, to the end of the program (true) or of the lab (false).
+/// Passes on what the lab says, to the end of the job (true) or of the lab (false).
 ///
-/// A client hangs up as soon as it knows of the program's end, so that must be `finished` before: a hang-up without it costs the lab.
+/// A client hangs up as soon as it knows of the job's end, so that must be `finished` before: a hang-up without it costs the lab.
 fn carry_events(
     mut client: impl Write,
     machine: &dyn Link,
@@ -210,11 +210,12 @@ fn carry_events(
     loop {
         match machine.next() {
             Event::Frame(kind, payload) => {
-                if kind == wire::EXIT {
+                let last = wire::ends_job(kind);
+                if last {
                     finished.store(true, Ordering::Release);
                 }
                 send(&mut client, kind, &payload)?;
-                if kind == wire::EXIT {
+                if last {
                     return Ok(true);
                 }
             }

@@ -52,6 +52,14 @@ fn main() {
             std::fs::write(format!("{out}/deep/data"), data).unwrap();
             std::os::unix::fs::symlink("deep/data", format!("{out}/link")).unwrap();
         }
+        ["bad-names"] => {
+            use std::os::unix::ffi::OsStrExt;
+            let out = std::path::PathBuf::from(std::env::var_os("AMX_LAB_OUT").unwrap());
+            for name in [b"good".as_slice(), b"no-\xff-text", b"TRAILER!!!", b"z"] {
+                std::fs::write(out.join(std::ffi::OsStr::from_bytes(name)), name).unwrap();
+            }
+            exit(5);
+        }
         // Leaves a child behind that holds the streams open.
         ["leave"] => {
             Command::new("/proc/self/exe").arg0("left").arg("hang").spawn().unwrap();
