@@ -472,7 +472,9 @@ impl<'a> Waiting<'a> {
             match (self.link.next(), &self.watchdog) {
                 (Event::Frame(kind, payload), _) => return Ok((kind, payload)),
                 // The lab ends soon, and by itself; its report is worth the time.
-                (Event::CrashBegins, _) => drop(self.call_off()),
+                (Event::CrashBegins, _) => {
+                    self.call_off();
+                }
                 (Event::Crash(report), _) => return Err(LabError::HostPanic { report }),
                 (Event::Gone(_) | Event::SendFailed(_), Some((limit, watchdog)))
                     if !watchdog.call_off() =>

@@ -238,10 +238,12 @@ fn carry_events(
 fn carry(mut client: &UnixStream, mut to_lab: &PipeWriter) -> io::Result<()> {
     let mut buffer = vec![0; 256 << 10];
     loop {
-        let count = client.read(&mut buffer)?;
-        if count == 0 {
-            return Ok(());
-        }
+        let count = match client.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
         let mut rest = buffer.get(..count).unwrap_or_default();
         while !rest.is_empty() {
             match to_lab.write(rest) {
