@@ -39,17 +39,41 @@ pub fn serve_one(channel: &Channel) -> io::Result<()> {
     sys::mount_fs(c"tmpfs", &root, c"size=90%,mode=755")?;
     machine::mount_below(Path::new(ROOT))?;
     fs::create_dir_all(OUT)?;
-    unpack(&mut input, Path::new(ROOT))?;
-    let ending = attend(channel, &job)?;
-    if job.out {
-        send_out_folder(channel)?;
-    }
+    let (kind, payload) = match unpack(&mut input, Path::new(ROOT))? {
+        Ok(()) => run(channel, &job)?,
+        Err(error) => {
+            if job.stdin {
+                drop_input(channel);
+            }
+            (wire::NOT_UNPACKED, error.to_string().into_bytes())
+        }
+    };
     sys::unmount(&root)?;
-    channel.send(wire::EXIT, &ending.to_bytes())
+    channel.send(kind, &payload)
+}
+
+/// The kind and the payload of the job's last frame.
+fn run(channel: &Channel, job: &JobHeader) -> io::Result<(u32, Vec<u8>)> {
+    let mut payload = attend(channel, job)?.to_bytes().to_vec();
+    let missing = if job.out {
+        // The host program does not wait for the end of an archive that has none.
+        send_out_folder(channel).unwrap_or_else(|error| Some(error.to_string()))
+    } else {
+        None
+    };
+    let kind = match missing {
+        None => wire::EXIT,
+        Some(what) => {
+            payload.extend_from_slice(what.as_bytes());
+            wire::OUT_INCOMPLETE
+        }
+    };
+    Ok((kind, payload))
 }
 
 fn start(job: &JobHeader, stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
     fs::create_dir_all(below_root(&job.directory)?)?;
+    let directory = CString::new(job.directory.as_str())?;
     let mut args = job.args.iter().map(|arg| OsString::from_vec(arg.clone()));
     let mut command = Command::new(&job.program);
     if let Some(name) = args.next() {
@@ -68,7 +92,7 @@ fn start(job: &JobHeader, stdout: Stdio, stderr: Stdio) -> io::Result<Child> {
         .stdin(if job.stdin { Stdio::piped() } else { Stdio::null() })
         .stdout(stdout)
         .stderr(stderr);
-    sys::start_in(&mut command, ROOT.to_owned(), job.directory.clone());
+    sys::start_in(&mut command, CString::new(ROOT)?, directory);
     // The command holds our ends of its streams, and goes here.
     command.spawn()
 }
@@ -85,7 +109,12 @@ fn attend(channel: &Channel, job: &JobHeader) -> io::Result<Ending> {
         ready.wait();
         let mut child = match start(job, to_stdout.into(), to_stderr.into()) {
             Ok(child) => child,
-            Err(error) => return Ok(Ending::NotStarted(error.raw_os_error().unwrap_or(0))),
+            Err(error) => {
+                if job.stdin {
+                    drop_input(channel);
+                }
+                return Ok(Ending::NotStarted(error.raw_os_error().unwrap_or(0)));
+            }
         };
         let to_child = child.stdin.take();
         if job.stdin {
@@ -111,8 +140,8 @@ fn carry_output(channel: &Channel, kind: u32, mut from: impl Read, ready: &Barri
     // What a program has written is on its way before it goes on: its next step may be the kernel's last. Where the kernel refuses, it
     // is only later.
     let _ = sys::go_first();
-    ready.wait();
     let mut buffer = vec![0; 64 << 10];
+    ready.wait();
     loop {
         match from.read(&mut buffer) {
             Ok(0) | Err(_) => return,
@@ -159,6 +188,11 @@ fn carry_input(mut channel: &Channel, mut to: Option<impl Write>, ended: &Atomic
     }
 }
 
+/// Ends the input of a program that was not started: the next job is behind it.
+fn drop_input(channel: &Channel) {
+    carry_input(channel, None::<io::Sink>, &AtomicBool::new(true));
+}
+
 /// A path inside the lab as seen from here. A relative one starts at the lab's root.
 fn below_root(path: &str) -> io::Result<PathBuf> {
     let mut full = PathBuf::from(ROOT);
@@ -177,38 +211,49 @@ fn below_root(path: &str) -> io::Result<PathBuf> {
     Ok(full)
 }
 
-fn unpack(input: &mut impl Read, root: &Path) -> io::Result<()> {
+/// Unpacks the archive. If something in it finds no place, the rest is read all the same: what comes next is behind it.
+///
+/// # Errors
+/// The outer one: it is no archive. The inner one: the first member that found no place.
+fn unpack(input: &mut impl Read, root: &Path) -> io::Result<io::Result<()>> {
     let mut archive = cpio::Reader::new(input);
+    let mut placed = Ok(());
     while let Some(entry) = archive.next_entry()? {
-        let path = below_root(&entry.name)?;
-        debug_assert!(path.starts_with(root));
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent)?;
-        }
-        let mode = entry.mode & 0o7777;
-        match entry.mode & cpio::TYPE {
-            cpio::DIRECTORY => {
-                fs::create_dir_all(&path)?;
-                fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
-            }
-            cpio::SYMLINK => {
-                let mut target = Vec::new();
-                archive.read_to_end(&mut target)?;
-                std::os::unix::fs::symlink(OsStr::from_bytes(&target), &path)?;
-            }
-            _ => {
-                let mut file = OpenOptions::new()
-                    .write(true)
-                    .create(true)
-                    .truncate(true)
-                    .mode(mode)
-                    .open(&path)?;
-                copy(&mut archive, &mut file).map_err(|error| context(error, &entry.name))?;
-                file.set_permissions(fs::Permissions::from_mode(mode))?;
-            }
+        if placed.is_ok() {
+            placed = place(&mut archive, &entry, root).map_err(|error| context(error, &entry.name));
         }
     }
-    Ok(())
+    Ok(placed)
+}
+
+fn place(archive: &mut impl Read, entry: &Entry, root: &Path) -> io::Result<()> {
+    let path = below_root(&entry.name)?;
+    debug_assert!(path.starts_with(root));
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let permissions = fs::Permissions::from_mode(entry.mode & 0o7777);
+    match entry.mode & cpio::TYPE {
+        cpio::DIRECTORY => {
+            fs::create_dir_all(&path)?;
+            fs::set_permissions(&path, permissions)
+        }
+        cpio::SYMLINK => {
+            let mut target = Vec::new();
+            archive.read_to_end(&mut target)?;
+            std::os::unix::fs::symlink(OsStr::from_bytes(&target), &path)
+        }
+        _ => {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(permissions.mode())
+                .open(&path)?;
+            copy(archive, &mut file)?;
+            file.set_permissions(permissions)
+        }
+    }
 }
 
 /// Fewer and larger pieces than io::copy's: each system call is slow here.
@@ -222,28 +267,60 @@ fn copy(from: &mut impl Read, to: &mut impl Write) -> io::Result<()> {
     }
 }
 
-/// Sends the out folder as one archive, in frames.
-fn send_out_folder(channel: &Channel) -> io::Result<()> {
+/// Sends the out folder as one archive, in frames. Says what could not be sent.
+fn send_out_folder(channel: &Channel) -> io::Result<Option<String>> {
     let frames = io::BufWriter::with_capacity(wire::LARGEST_PAYLOAD, Frames(channel));
     let mut archive = cpio::Writer::new(frames);
-    pack(&mut archive, Path::new(OUT), Path::new(""))?;
-    archive.finish().map(drop)
+    let mut refused = Refused::default();
+    pack(&mut archive, Path::new(OUT), Path::new(""), &mut refused)?;
+    archive.finish()?;
+    Ok(refused.said())
 }
 
-fn pack(archive: &mut cpio::Writer<impl Write>, folder: &Path, name: &Path) -> io::Result<()> {
+/// Names that no archive can hold.
+#[derive(Default)]
+struct Refused {
+    first: Option<PathBuf>,
+    more: usize,
+}
+
+impl Refused {
+    fn add(&mut self, name: PathBuf) {
+        match &self.first {
+            None => self.first = Some(name),
+            Some(_) => self.more += 1,
+        }
+    }
+
+    fn said(self) -> Option<String> {
+        let said = format!("{:?} is a name that cannot be sent", self.first?);
+        Some(match self.more {
+            0 => said,
+            more => format!("{said}, and there are {more} more"),
+        })
+    }
+}
+
+fn pack(
+    archive: &mut cpio::Writer<impl Write>,
+    folder: &Path,
+    name: &Path,
+    refused: &mut Refused,
+) -> io::Result<()> {
     let mut members = fs::read_dir(folder)?.collect::<io::Result<Vec<_>>>()?;
     members.sort_by_key(fs::DirEntry::file_name);
     for member in members {
         let path = member.path();
         let name = name.join(member.file_name());
         let about = fs::symlink_metadata(&path)?;
-        let text = name.to_str().ok_or_else(|| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{name:?}: not UTF-8"))
-        })?;
+        let Some(text) = name.to_str().filter(|text| *text != cpio::TRAILER) else {
+            refused.add(name);
+            continue;
+        };
         let mode = about.permissions().mode();
         if about.is_dir() {
             archive.add(&Entry::new(text, mode, 0), io::empty())?;
-            pack(archive, &path, &name)?;
+            pack(archive, &path, &name, refused)?;
         } else if about.is_symlink() {
             let target = fs::read_link(&path)?.into_os_string().into_vec();
             archive.add(

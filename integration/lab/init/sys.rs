@@ -1,6 +1,6 @@
 //! The system calls that the standard library has no safe form of. All unsafe code of the init is here.
 
-use std::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
@@ -24,6 +24,8 @@ unsafe extern "C" {
         fd: c_int,
         offset: i64,
     ) -> *mut c_void;
+    fn chroot(path: *const c_char) -> c_int;
+    fn chdir(path: *const c_char) -> c_int;
     fn kill(process: c_int, signal: c_int) -> c_int;
     fn waitpid(process: c_int, status: *mut c_int, options: c_int) -> c_int;
     fn clock_settime(clock: c_int, time: *const [i64; 2]) -> c_int;
@@ -116,14 +118,16 @@ pub fn go_first() -> io::Result<()> {
     checked(unsafe { sched_setscheduler(THIS_THREAD, SCHED_FIFO, &1) })
 }
 
-/// Makes the program start with `root` as its root directory, in `directory`, as leader of a session of its own.
-pub fn start_in(command: &mut Command, root: String, directory: String) {
+/// Makes the program start with `root` as its root directory, in `directory`.
+pub fn start_in(command: &mut Command, root: CString, directory: CString) {
     let enter = move || {
-        std::os::unix::fs::chroot(&root)?;
-        std::env::set_current_dir(&directory)
+        // SAFETY: the pointers are of strings that end in a zero byte and outlive the calls.
+        checked(unsafe { chroot(root.as_ptr()) })?;
+        // SAFETY: as above.
+        checked(unsafe { chdir(directory.as_ptr()) })
     };
-    // SAFETY: between fork and exec only chroot and chdir are called, on strings that were made before; a short path is copied to the
-    // stack by the standard library, and the other threads of this process wait in read and hold no lock of the allocator.
+    // SAFETY: between fork and exec this makes two system calls, on strings that were made before, and reads errno. It takes no lock,
+    // so it does not matter what the other threads held at the fork; nothing is allocated, and nothing freed.
     unsafe { command.pre_exec(enter) };
 }
 

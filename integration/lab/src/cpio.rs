@@ -15,7 +15,8 @@ pub const DEVICE: u32 = 0o020_000;
 /// Mask of the file type bits.
 pub const TYPE: u32 = 0o170_000;
 
-const TRAILER: &str = "TRAILER!!!";
+/// The name that ends an archive, which no member can have.
+pub const TRAILER: &str = "TRAILER!!!";
 const HEADER_BYTES: usize = 110;
 /// A name longer than this is damage, not a path.
 const LONGEST_NAME: u64 = 4096;

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::cpu::Cpu;
+use crate::events::{self, Event};
 use crate::job::{Job, JobError};
 use crate::kernel::Kernel;
-use crate::machine::{Event, Machine, Start};
+use crate::machine::{Machine, Start};
 use crate::manifest::{Care, ManifestError};
 use crate::out_folder::Unpacker;
 use crate::patch_set::PatchError;
@@ -17,10 +18,9 @@ use crate::progress::Progress;
 use crate::progress::Quiet;
 use crate::saved;
 use crate::store::{Store, StoreError};
+use crate::watchdog::Watchdog;
 use crate::wire;
 
-/// How long the kernel's report of its crash may take once it has begun.
-const CRASH_LIMIT: Duration = Duration::from_secs(20);
 /// A lab that is not up after this is not coming up.
 pub(crate) const START_LIMIT: Duration = Duration::from_secs(180);
 
@@ -115,13 +115,19 @@ pub enum LabError {
         /// Why.
         source: io::Error,
     },
-    /// The out folder could not be unpacked.
-    #[error("{path}: the out folder could not be unpacked", path = path.display())]
+    /// The out folder did not come whole.
+    #[error("{path}: the out folder did not come whole", path = path.display())]
     OutFolder {
         /// The folder here.
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The lab had no room or no place for the program or its files, so nothing was run.
+    #[error("the program and its files could not be unpacked in the lab: {how}")]
+    NotUnpacked {
+        /// Which one, and why.
+        how: String,
     },
     /// The program could not be sent.
     #[error("the program and its files could not be sent to the lab")]
@@ -201,10 +207,12 @@ impl<'a> Streams<'a> {
 /// The side of a lab that can be talked to: an emulator of ours, or one in a session.
 pub(crate) trait Link {
     fn writer(&self) -> io::Result<Box<dyn Write + Send>>;
-    fn next(&self, until: Option<Instant>) -> Option<Event>;
+    /// Waits for what comes next.
+    fn next(&self) -> Event;
     /// Where the sender of a job tells that it failed.
-    fn reporter(&self) -> mpsc::Sender<Event>;
-    fn kill(&self);
+    fn reporter(&self) -> events::Sender;
+    /// What ends the lab, for other threads.
+    fn killer(&self) -> Box<dyn Fn() + Send>;
 }
 
 impl Link for Machine {
@@ -212,16 +220,17 @@ impl Link for Machine {
         Ok(Box::new(Self::writer(self)?))
     }
 
-    fn next(&self, until: Option<Instant>) -> Option<Event> {
-        Self::next(self, until)
+    fn next(&self) -> Event {
+        Self::next(self)
     }
 
-    fn reporter(&self) -> mpsc::Sender<Event> {
+    fn reporter(&self) -> events::Sender {
         Self::reporter(self)
     }
 
-    fn kill(&self) {
-        self.killer().kill();
+    fn killer(&self) -> Box<dyn Fn() + Send> {
+        let killer = Self::killer(self);
+        Box::new(move || killer.kill())
     }
 }
 
@@ -280,26 +289,24 @@ impl Lab {
     }
 
     fn from_link(link: Box<dyn Link + Send>) -> Result<Self, LabError> {
-        Self::when_ready(link, Some(START_LIMIT))
+        Self::when_ready(link, START_LIMIT)
     }
 
-    /// A session's labs may all be busy for as long as their programs run.
+    /// A session's labs may all be busy for as long as their programs run, and each of those has its own limit; so there is none until
+    /// one is free.
     pub(crate) fn from_session(link: Box<dyn Link + Send>) -> Result<Self, LabError> {
-        Self::when_ready(link, None)
+        Waiting::new(link.as_ref(), None).frame_of(wire::TAKEN)?;
+        // The session has the same limit, and more to say.
+        Self::when_ready(link, START_LIMIT.saturating_add(Duration::from_secs(10)))
     }
 
-    fn when_ready(link: Box<dyn Link + Send>, limit: Option<Duration>) -> Result<Self, LabError> {
-        let mut waiting = Waiting::new(limit);
-        match waiting.frame(link.as_ref())? {
-            (wire::READY, release) => Ok(Self {
-                link,
-                release: String::from_utf8_lossy(&release).into_owned(),
-                usable: true,
-            }),
-            (kind, _) => Err(LabError::Emulator {
-                how: format!("its first words were of kind {kind}"),
-            }),
-        }
+    fn when_ready(link: Box<dyn Link + Send>, limit: Duration) -> Result<Self, LabError> {
+        let release = Waiting::new(link.as_ref(), Some(limit)).frame_of(wire::READY)?;
+        Ok(Self {
+            link,
+            release: String::from_utf8_lossy(&release).into_owned(),
+            usable: true,
+        })
     }
 
     /// The release of the host's kernel, as `uname -r` prints it.
@@ -318,8 +325,8 @@ impl Lab {
     /// earlier programs did to the kernel itself.
     ///
     /// # Errors
-    /// When the program could not be run to its end; the lab is then of no more use, except after [`LabError::NotStarted`] and
-    /// [`LabError::OutFolder`].
+    /// When the program could not be run to its end; the lab is then of no more use, except after [`LabError::NotStarted`],
+    /// [`LabError::NotUnpacked`] and [`LabError::OutFolder`].
     pub fn run(
         &mut self,
         job: &Job,
@@ -331,13 +338,20 @@ impl Lab {
                 how: "an earlier run has ended this lab".to_owned(),
             });
         }
-        let result = self.run_job(job, streams, limit);
-        if !matches!(
-            result,
-            Ok(_) | Err(LabError::NotStarted { .. } | LabError::OutFolder { .. })
-        ) {
+        let waiting = Waiting::new(self.link.as_ref(), limit);
+        let result = self.run_job(job, streams, &waiting);
+        let goes_on = waiting.call_off()
+            && matches!(
+                result,
+                Ok(_)
+                    | Err(LabError::NotStarted { .. }
+                        | LabError::NotUnpacked { .. }
+                        | LabError::OutFolder { .. })
+            );
+        drop(waiting);
+        if !goes_on {
             self.usable = false;
-            self.link.kill();
+            self.link.killer()();
         }
         result
     }
@@ -346,7 +360,7 @@ impl Lab {
         &self,
         job: &Job,
         mut streams: Streams<'_>,
-        limit: Option<Duration>,
+        waiting: &Waiting<'_>,
     ) -> Result<Ending, LabError> {
         let unpacker = match &job.out {
             None => None,
@@ -368,10 +382,9 @@ impl Lab {
             job.clone(),
             streams.stdin.take(),
         );
-        let mut waiting = Waiting::new(limit);
         let output = |source| LabError::Output { source };
-        let ending = loop {
-            let (kind, payload) = waiting.frame(self.link.as_ref())?;
+        let (ending, missing) = loop {
+            let (kind, payload) = waiting.frame()?;
             match kind {
                 wire::STDOUT => streams
                     .stdout
@@ -389,8 +402,18 @@ impl Lab {
                     }
                 }
                 wire::INPUT_END => sender.end_input(),
-                wire::EXIT => match wire::Ending::from_bytes(&payload) {
-                    Some(ending) => break ending,
+                wire::NOT_UNPACKED => {
+                    return Err(LabError::NotUnpacked {
+                        how: String::from_utf8_lossy(&payload).into_owned(),
+                    });
+                }
+                wire::EXIT | wire::OUT_INCOMPLETE => match wire::Ending::from_bytes(&payload) {
+                    Some(ending) => {
+                        let said = payload.get(ending.to_bytes().len()..).unwrap_or_default();
+                        let missing = (kind == wire::OUT_INCOMPLETE)
+                            .then(|| String::from_utf8_lossy(said).into_owned());
+                        break (ending, missing);
+                    }
                     None => {
                         return Err(LabError::Emulator {
                             how: "the program's end was not understood".to_owned(),
@@ -405,10 +428,16 @@ impl Lab {
             }
         };
         if let Some((folder, unpacker)) = unpacker {
-            unpacker.finish().map_err(|source| LabError::OutFolder {
-                path: folder.clone(),
-                source,
-            })?;
+            let unpacked = unpacker.finish();
+            // If something is missing there, this is no surprise to what unpacks here.
+            missing
+                .map_or(unpacked, |what| {
+                    Err(io::Error::other(format!("{what}; the program {ending}")))
+                })
+                .map_err(|source| LabError::OutFolder {
+                    path: folder.clone(),
+                    source,
+                })?;
         }
         match ending {
             wire::Ending::Exited(status) => Ok(Ending::Exited(status)),
@@ -418,41 +447,53 @@ impl Lab {
     }
 }
 
-/// Waits for frames until time is out, and makes errors of all else.
-struct Waiting {
-    limit: Duration,
-    until: Option<Instant>,
-    crashing: bool,
+/// Waits for frames until time is out, and makes errors of all else. The limit holds whatever the thread is doing that waits here: passing
+/// output on to somebody who does not read may take for ever.
+struct Waiting<'a> {
+    link: &'a dyn Link,
+    watchdog: Option<(Duration, Watchdog)>,
 }
 
-impl Waiting {
-    fn new(limit: Option<Duration>) -> Self {
-        let until = limit.and_then(|limit| Instant::now().checked_add(limit));
-        Self {
-            limit: limit.unwrap_or_default(),
-            until,
-            crashing: false,
+impl<'a> Waiting<'a> {
+    fn new(link: &'a dyn Link, limit: Option<Duration>) -> Self {
+        let watchdog = limit.map(|limit| (limit, Watchdog::start(limit, link.killer())));
+        Self { link, watchdog }
+    }
+
+    /// Whether what was waited for came in time. If not, the lab is gone.
+    fn call_off(&self) -> bool {
+        self.watchdog
+            .as_ref()
+            .is_none_or(|(_, watchdog)| watchdog.call_off())
+    }
+
+    fn frame(&self) -> Result<(u32, Vec<u8>), LabError> {
+        loop {
+            match (self.link.next(), &self.watchdog) {
+                (Event::Frame(kind, payload), _) => return Ok((kind, payload)),
+                // The lab ends soon, and by itself; its report is worth the time.
+                (Event::CrashBegins, _) => {
+                    self.call_off();
+                }
+                (Event::Crash(report), _) => return Err(LabError::HostPanic { report }),
+                (Event::Gone(_) | Event::SendFailed(_), Some((limit, watchdog)))
+                    if !watchdog.call_off() =>
+                {
+                    return Err(LabError::TimedOut { limit: *limit });
+                }
+                (Event::Gone(how), _) => return Err(LabError::Emulator { how }),
+                (Event::SendFailed(source), _) => return Err(LabError::Send { source }),
+            }
         }
     }
 
-    fn frame(&mut self, link: &dyn Link) -> Result<(u32, Vec<u8>), LabError> {
-        loop {
-            match link.next(self.until) {
-                Some(Event::Frame(kind, payload)) => return Ok((kind, payload)),
-                Some(Event::CrashBegins) => {
-                    self.crashing = true;
-                    self.until = Instant::now().checked_add(CRASH_LIMIT);
-                }
-                Some(Event::Crash(report)) => return Err(LabError::HostPanic { report }),
-                Some(Event::Gone(how)) => return Err(LabError::Emulator { how }),
-                Some(Event::SendFailed(source)) => return Err(LabError::Send { source }),
-                // The end of the emulator brings what there is of the report.
-                None if self.crashing => {
-                    link.kill();
-                    self.until = None;
-                }
-                None => return Err(LabError::TimedOut { limit: self.limit }),
-            }
+    /// The next frame, which is to be of this kind.
+    fn frame_of(&self, kind: u32) -> Result<Vec<u8>, LabError> {
+        match self.frame()? {
+            (other, payload) if other == kind => Ok(payload),
+            (other, _) => Err(LabError::Emulator {
+                how: format!("a frame of kind {other} where {kind} was due"),
+            }),
         }
     }
 }
@@ -470,7 +511,7 @@ struct Way {
 impl Sender {
     fn start(
         to_lab: Box<dyn Write + Send>,
-        reporter: mpsc::Sender<Event>,
+        reporter: events::Sender,
         job: Job,
         stdin: Option<Box<dyn Read + Send>>,
     ) -> Self {
@@ -487,8 +528,12 @@ impl Sender {
                     .and_then(|()| buffered.flush())
             };
             match (sent, stdin) {
-                // The lab that is gone says more about itself than the broken pipe does.
-                (Err(error), _) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                // The lab that is gone says more about itself than the broken pipe or session does.
+                (Err(error), _)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+                    ) => {}
                 (Err(error), _) => drop(reporter.send(Event::SendFailed(error))),
                 (Ok(()), Some(stdin)) => carry_input(&shared, stdin),
                 (Ok(()), None) => {}

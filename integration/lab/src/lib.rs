@@ -36,6 +36,7 @@ pub mod cpio;
 mod cpu;
 mod elf;
 mod emulator;
+mod events;
 mod guest_kernel;
 mod job;
 mod kernel;
@@ -53,6 +54,7 @@ mod sources;
 mod status;
 mod store;
 mod tools;
+mod watchdog;
 pub mod wire;
 
 pub use busybox::busybox;

@@ -9,15 +9,16 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::sync::mpsc::{self, Receiver};
-use std::time::Instant;
+use std::time::Duration;
 
 use command_fds::{CommandFdExt, FdMapping};
 
 use crate::boot_image::CONFIGURATION;
 use crate::console::{self, News};
 use crate::emulator::PROGRAM;
+use crate::events::{self, Event, Receiver, Sender};
 use crate::tools::last_lines;
+use crate::watchdog::Watchdog;
 use crate::wire;
 
 /// Descriptors in the emulator: fixed in patches/15-amxlab-channel.patch, the last one in the emulator's configuration.
@@ -33,6 +34,9 @@ const WAS_RESET: i32 = 3;
 pub(crate) const STATE: &str = "state";
 const SAVE_VARIABLE: &str = "AMXLAB_SAVE";
 
+/// How long the kernel's report of its crash may take once it has begun.
+const CRASH_LIMIT: Duration = Duration::from_secs(20);
+
 /// How a machine is started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Start {
@@ -44,28 +48,14 @@ pub(crate) enum Start {
     Resume,
 }
 
-/// Something that comes from the machine.
-#[derive(Debug)]
-pub(crate) enum Event {
-    /// A frame of the lab's init.
-    Frame(u32, Vec<u8>),
-    /// The kernel has begun to report a crash.
-    CrashBegins,
-    /// The kernel crashed: its report.
-    Crash(String),
-    /// The emulator has ended: how.
-    Gone(String),
-    /// A job could not be sent to its end, so the lab waits for the rest of it in vain.
-    SendFailed(io::Error),
-}
-
-/// A running emulator. Ends when this is dropped, and, through the kernel, when this process ends in any way.
+/// A running emulator. Ends when this is dropped, and, through the kernel, when this process ends in any way; and soon after its kernel
+/// has begun to report a crash, even if the report has no end.
 #[derive(Debug)]
 pub(crate) struct Machine {
     process: Arc<Mutex<Child>>,
     to_lab: PipeWriter,
-    events: Receiver<Event>,
-    reporter: mpsc::Sender<Event>,
+    events: Receiver,
+    reporter: Sender,
     /// The emulator is sent SIGIO when no one holds this any more.
     _life: PipeWriter,
 }
@@ -78,23 +68,8 @@ impl Machine {
         start: Start,
         on_console: impl FnMut(&str) + Send + 'static,
     ) -> io::Result<Self> {
-        let (job_reader, to_lab) = io::pipe()?;
-        let (from_lab, frame_writer) = io::pipe()?;
-        let (life_reader, life) = io::pipe()?;
-        let (console_reader, console_writer) = io::pipe()?;
-        // Large transfers wait less often. An administrator's limit on pipes is no reason to fail.
-        let _ = rustix::pipe::fcntl_setpipe_size(&to_lab, wire::WINDOW_HALF);
-        let mut log = tempfile::tempfile()?;
         let mut command = Command::new(emulator.join(PROGRAM));
-        command
-            .arg("-q")
-            .current_dir(folder)
-            .env_clear()
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log.try_clone()?);
-        // Ctrl-C is for us; we take the emulator with us.
-        command.process_group(0);
+        command.arg("-q").current_dir(folder).env_clear();
         match start {
             Start::Cold => command.args(["-f", CONFIGURATION]),
             Start::Save => command
@@ -102,6 +77,28 @@ impl Machine {
                 .env(SAVE_VARIABLE, STATE),
             Start::Resume => command.args(["-r", STATE]),
         };
+        Self::spawn(command, CRASH_LIMIT, on_console)
+    }
+
+    /// Starts what behaves as the emulator does.
+    pub(crate) fn spawn(
+        mut command: Command,
+        crash_limit: Duration,
+        on_console: impl FnMut(&str) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (job_reader, to_lab) = io::pipe()?;
+        let (from_lab, frame_writer) = io::pipe()?;
+        let (life_reader, life) = io::pipe()?;
+        let (console_reader, console_writer) = io::pipe()?;
+        // Large transfers wait less often. An administrator's limit on pipes is no reason to fail.
+        let _ = rustix::pipe::fcntl_setpipe_size(&to_lab, wire::WINDOW_HALF);
+        let mut log = tempfile::tempfile()?;
+        command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log.try_clone()?);
+        // Ctrl-C is for us; we take the emulator with us.
+        command.process_group(0);
         let mapping = |parent: OwnedFd, child| FdMapping {
             parent_fd: parent,
             child_fd: child,
@@ -117,15 +114,24 @@ impl Machine {
         let process = Arc::new(Mutex::new(command.spawn()?));
         // The command holds our copies of the emulator's ends; while they are open, no pipe ever ends.
         drop(command);
-        let (sender, events) = mpsc::channel();
+        let killer = Killer(Arc::clone(&process));
+        let (sender, events) = events::queue();
         let (crash_sender, reporter) = (sender.clone(), sender.clone());
+        let crash_killer = killer.clone();
         let console = std::thread::spawn(move || {
+            let mut watchdog = None;
             let tell = |news| {
-                // Nobody listens any more only when the machine is being dropped.
-                let _ = crash_sender.send(match news {
-                    News::CrashBegins => Event::CrashBegins,
+                let event = match news {
+                    News::CrashBegins => {
+                        let killer = crash_killer.clone();
+                        // The end of the emulator brings what there is of the report.
+                        watchdog = Some(Watchdog::start(crash_limit, move || killer.kill()));
+                        Event::CrashBegins
+                    }
                     News::Crash(report) => Event::Crash(report),
-                });
+                };
+                // Nobody listens any more only when the machine is being dropped.
+                let _ = crash_sender.send(event);
             };
             console::watch(console_reader, on_console, tell);
         });
@@ -143,6 +149,10 @@ impl Machine {
                     Err(error) => break Some(error),
                 }
             };
+            if broken.is_some() {
+                // It does not know that nobody listens any more, and its console ends only with it.
+                killer.kill();
+            }
             // The console's last words come first. Its thread cannot panic on any input; if it did, there are none.
             let _ = console.join();
             let status = waited_for
@@ -173,13 +183,18 @@ impl Machine {
         self.to_lab.try_clone()
     }
 
-    /// What comes next, if it comes by then.
-    pub(crate) fn next(&self, until: Option<Instant>) -> Option<Event> {
-        next_of(&self.events, until)
+    /// Waits for what comes next.
+    pub(crate) fn next(&self) -> Event {
+        self.events.next()
+    }
+
+    /// Whether nothing has come that was not taken: so it is between two programs, unless the lab has ended.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.events.is_empty()
     }
 
     /// Where others can report events.
-    pub(crate) fn reporter(&self) -> mpsc::Sender<Event> {
+    pub(crate) fn reporter(&self) -> Sender {
         self.reporter.clone()
     }
 
@@ -210,19 +225,6 @@ impl Killer {
     }
 }
 
-/// What comes next out of a channel of events, if it comes by then.
-pub(crate) fn next_of(events: &Receiver<Event>, until: Option<Instant>) -> Option<Event> {
-    let gone = || Event::Gone("the emulator is gone".to_owned());
-    match until {
-        None => Some(events.recv().unwrap_or_else(|_| gone())),
-        Some(until) => match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
-            Ok(event) => Some(event),
-            Err(mpsc::RecvTimeoutError::Timeout) => None,
-            Err(mpsc::RecvTimeoutError::Disconnected) => Some(gone()),
-        },
-    }
-}
-
 fn describe(status: std::process::ExitStatus) -> String {
     match status.signal() {
         Some(signal) => format!("signal {signal}"),
@@ -246,5 +248,56 @@ fn with_log(how: String, log: &mut File) -> String {
         how
     } else {
         format!("{how}; it said:\n{}", last_lines(&lines.join("\n")))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A script in the emulator's place, for what a sound emulator does not do: with its descriptors, and a lab that is up.
+    pub(crate) fn played_by(script: &str, crash_limit: Duration) -> Machine {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(script);
+        Machine::spawn(command, crash_limit, |_| {}).unwrap()
+    }
+
+    /// What comes of this, which must not take for ever.
+    pub(crate) fn in_time<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        std::thread::spawn(move || sender.send(f()));
+        receiver.recv_timeout(Duration::from_secs(20)).unwrap()
+    }
+
+    /// Lines on the console.
+    pub(crate) const PANIC: &str = "echo 'Kernel panic - not syncing: x' >&6;";
+    pub(crate) const PANIC_END: &str = "echo '---[ end Kernel panic - not syncing: x ]---' >&6;";
+    /// Takes nothing and lives on, as long as this process does.
+    pub(crate) const HANG: &str = "exec cat <&5";
+
+    #[test]
+    fn a_report_without_end_is_cut_off() {
+        let machine = played_by(&format!("{PANIC}{HANG}"), Duration::from_millis(1));
+        assert!(matches!(machine.next(), Event::CrashBegins));
+        let (machine, event) = in_time(|| {
+            let event = machine.next();
+            (machine, event)
+        });
+        let Event::Crash(report) = event else {
+            panic!("what there is of the report")
+        };
+        assert_eq!(report, "Kernel panic - not syncing: x");
+        assert!(matches!(machine.next(), Event::Gone(how) if how.contains("signal 9")));
+    }
+
+    #[test]
+    fn a_broken_frame_ends_the_lab() {
+        // Its length is larger than any.
+        let script = format!(r"printf '\2\0\0\0\377\377\377\377' >&4; {HANG}");
+        let machine = played_by(&script, CRASH_LIMIT);
+        let Event::Gone(how) = in_time(move || machine.next()) else {
+            panic!("there is no such frame")
+        };
+        assert!(how.contains("longer than the window"), "{how}");
     }
 }

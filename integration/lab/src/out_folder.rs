@@ -4,15 +4,18 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::mpsc::{self, Receiver, SyncSender};
 use std::thread::JoinHandle;
 
 use crate::cpio::{self, Entry, Reader};
 
+/// Pieces that wait for a slow disk, of 1 MiB at most; then the lab waits.
+const PIECES: usize = 4;
+
 /// Unpacks an archive that comes in pieces.
 #[derive(Debug)]
 pub(crate) struct Unpacker {
-    pieces: Sender<Vec<u8>>,
+    pieces: SyncSender<Vec<u8>>,
     thread: JoinHandle<io::Result<()>>,
 }
 
@@ -20,7 +23,7 @@ impl Unpacker {
     /// Gets ready to unpack into `folder`, which is created if it is not there.
     pub(crate) fn start(folder: PathBuf) -> io::Result<Self> {
         fs::create_dir_all(&folder)?;
-        let (pieces, receiver) = mpsc::channel();
+        let (pieces, receiver) = mpsc::sync_channel(PIECES);
         let thread = std::thread::spawn(move || {
             unpack(
                 Pieces {
@@ -34,7 +37,7 @@ impl Unpacker {
         Ok(Self { pieces, thread })
     }
 
-    /// Takes the next piece.
+    /// Takes the next piece, when there is room for it.
     pub(crate) fn take(&self, piece: Vec<u8>) {
         // If unpacking has failed, finish tells why.
         let _ = self.pieces.send(piece);

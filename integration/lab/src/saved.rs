@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::boot_image::{self, LEAST_MEMORY_MIB, MOST_MEMORY_MIB, Recipe};
 use crate::cpu::Cpu;
 use crate::emulator;
+use crate::events::Event;
 use crate::kernel::{Kernel, RELEASE};
 use crate::lab::{LabError, LabOptions};
-use crate::machine::{Event, Machine, Start};
+use crate::machine::{Machine, Start};
 use crate::manifest::{Care, Manifest, ManifestError};
 use crate::patch_set;
 use crate::progress::Progress;
 use crate::store::{Store, key};
+use crate::watchdog::Watchdog;
 
 /// A boot that takes longer has failed. It takes 6 s on two cores of 2026 that do nothing else.
 const BOOT_LIMIT: Duration = Duration::from_secs(180);
@@ -155,14 +157,17 @@ fn plan(store: &Store, options: &LabOptions, care: Care) -> Result<Plan, LabErro
 
 /// A machine that saves itself says nothing and ends.
 fn wait_for_end(machine: &Machine) -> Result<(), LabError> {
-    let limit = Instant::now().checked_add(BOOT_LIMIT);
+    let killer = machine.killer();
+    let watchdog = Watchdog::start(BOOT_LIMIT, move || killer.kill());
     loop {
-        match machine.next(limit) {
-            Some(Event::Gone(how)) if how.contains("exit status 0") => return Ok(()),
-            Some(Event::Gone(how)) => return Err(LabError::Emulator { how }),
-            Some(Event::Crash(report)) => return Err(LabError::HostPanic { report }),
-            Some(Event::CrashBegins | Event::Frame(..) | Event::SendFailed(_)) => {}
-            None => return Err(LabError::TimedOut { limit: BOOT_LIMIT }),
+        match machine.next() {
+            Event::Gone(how) if how.contains("exit status 0") => return Ok(()),
+            Event::Gone(_) if !watchdog.call_off() => {
+                return Err(LabError::TimedOut { limit: BOOT_LIMIT });
+            }
+            Event::Gone(how) => return Err(LabError::Emulator { how }),
+            Event::Crash(report) => return Err(LabError::HostPanic { report }),
+            Event::CrashBegins | Event::Frame(..) | Event::SendFailed(_) => {}
         }
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! This file is also compiled into the lab's init, so it uses nothing but the standard library.
 
+use std::fmt;
 use std::io::{self, Read, Write};
 
 /// Physical address of the channel's registers (the emulator patch `amxlab`).
@@ -29,12 +30,24 @@ pub const INPUT_END: u32 = 8;
 pub const PANIC: u32 = 6;
 /// A frame's kind: a session's emulator ended; the payload says how. Never sent by init.
 pub const GONE: u32 = 7;
+/// A frame's kind: a lab of a session is free for this program, and is READY soon. Never sent by init.
+pub const TAKEN: u32 = 9;
+/// A frame's kind: the job's files could not be unpacked in the lab, so nothing was run; the payload says why.
+pub const NOT_UNPACKED: u32 = 10;
+/// A frame's kind: the program ended, and not all of its out folder could be sent; the payload is an [`Ending`], and then says why.
+pub const OUT_INCOMPLETE: u32 = 11;
 
 /// The largest payload of a frame.
 pub const LARGEST_PAYLOAD: usize = WINDOW_HALF - 8;
 /// The largest job description: arguments and environment have a limit of 2 MiB on Linux as well.
 const LARGEST_JOB: u32 = 4 << 20;
 const JOB_MAGIC: &[u8; 4] = b"JOB1";
+
+/// Whether a frame of this kind is the last one of its job.
+#[must_use]
+pub fn ends_job(kind: u32) -> bool {
+    matches!(kind, EXIT | NOT_UNPACKED | OUT_INCOMPLETE)
+}
 
 /// How a program ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +58,16 @@ pub enum Ending {
     Signaled(i32),
     /// It could not be started: the errno.
     NotStarted(i32),
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exited(status) => write!(f, "left with status {status}"),
+            Self::Signaled(signal) => write!(f, "was ended by signal {signal}"),
+            Self::NotStarted(errno) => write!(f, "was not started (errno {errno})"),
+        }
+    }
 }
 
 impl Ending {
@@ -63,11 +86,11 @@ impl Ending {
         bytes
     }
 
-    /// The inverse of [`Ending::to_bytes`].
+    /// The inverse of [`Ending::to_bytes`]; what follows those bytes is not looked at.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         let (kind, value) = bytes.split_first_chunk::<4>()?;
-        let value = i32::from_le_bytes(value.try_into().ok()?);
+        let value = i32::from_le_bytes(*value.first_chunk()?);
         match i32::from_le_bytes(*kind) {
             0 => Some(Self::Exited(value)),
             1 => Some(Self::Signaled(value)),

@@ -100,6 +100,28 @@ fn test_binaries_share_a_boot() {
 }
 
 #[test]
+fn a_path_with_a_space_is_no_obstacle() {
+    store(&[Kernel::Trixie]);
+    let folder = a_crate();
+    // Beside the program, so that a second name is enough and nothing is copied.
+    let elsewhere = tempfile::Builder::new()
+        .prefix("amx lab ")
+        .tempdir_in(env!("CARGO_TARGET_TMPDIR"))
+        .unwrap();
+    let program = elsewhere.path().join("amx lab");
+    fs::hard_link(env!("CARGO_BIN_EXE_amx-lab"), &program).unwrap();
+    let output = output(
+        Command::new(program)
+            .args(["cargo", "--labs", "1", "test", "--lib"])
+            .env_remove("AMX_LAB_SESSION")
+            .current_dir(folder.path()),
+    );
+    let (printed, said) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{printed}{said}");
+    assert!(printed.contains("2 passed"), "{printed}");
+}
+
+#[test]
 fn one_line_of_configuration_is_enough() {
     store(&[Kernel::Trixie]);
     let folder = a_crate();

@@ -208,6 +208,69 @@ fn files_go_in_and_come_out() {
     assert!(std::fs::read(out.join("link")).unwrap() == expected);
 }
 
+/// What the program of a job ended with, when it was given input without end, and printed what nobody reads.
+fn run_in(lab: &mut Lab, job: &Job) -> Result<Ending, LabError> {
+    let endless = std::fs::File::open("/dev/zero").unwrap();
+    lab.run(
+        job,
+        Streams::to(std::io::sink(), std::io::sink()).stdin(endless),
+        Some(common::LIMIT),
+    )
+}
+
+#[test]
+fn a_job_that_cannot_be_done_costs_neither_the_lab_nor_the_next_job() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("file");
+    std::fs::write(&file, "data").unwrap();
+    let at = |path: &str| Some(std::path::PathBuf::from(path));
+    let mut lab = Lab::start(&store(&[Kernel::Trixie]), &LabOptions::default()).unwrap();
+    let job = Job::new(probe()).unwrap().args(["exit", "4"]);
+    // A file where a folder is to be, and more to come after it.
+    let no_place = job
+        .clone()
+        .file(&file, at("/x").as_deref())
+        .and_then(|job| job.file(&file, at("/x/y").as_deref()))
+        .and_then(|job| job.file(&file, at("/z").as_deref()))
+        .unwrap();
+    let error = run_in(&mut lab, &no_place).unwrap_err();
+    assert!(
+        matches!(&error, LabError::NotUnpacked { how } if how.starts_with("x/y: ")),
+        "{error}"
+    );
+    // A file where the working directory is to be.
+    let here = std::env::current_dir().unwrap();
+    let no_start = job.clone().file(&file, Some(&here)).unwrap();
+    let error = run_in(&mut lab, &no_start).unwrap_err();
+    assert!(matches!(error, LabError::NotStarted { .. }), "{error}");
+    assert_eq!(run_in(&mut lab, &job).unwrap(), Ending::Exited(4));
+}
+
+#[test]
+fn names_that_cannot_come_out_are_said_and_the_rest_comes() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut lab = Lab::start(&store(&[Kernel::Trixie]), &LabOptions::default()).unwrap();
+    let job = Job::new(probe()).unwrap();
+    let names = job.clone().arg("bad-names").out(folder.path());
+    let error = run_in(&mut lab, &names).unwrap_err();
+    let LabError::OutFolder { source, .. } = &error else {
+        panic!("{error}")
+    };
+    let said = source.to_string();
+    assert!(
+        said.contains("TRAILER!!!") && said.contains("1 more") && said.contains("status 5"),
+        "{said}"
+    );
+    let mut came: Vec<_> = std::fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    came.sort();
+    assert_eq!(came, ["good", "z"]);
+    let next = job.args(["exit", "4"]);
+    assert_eq!(run_in(&mut lab, &next).unwrap(), Ending::Exited(4));
+}
+
 #[test]
 fn what_is_left_running_does_not_hold_the_end_up() {
     let output = output(&mut run(&["leave"]));
@@ -236,6 +299,25 @@ fn own_exit_codes() {
         "emulator: {}",
         text(&reset.stderr)
     );
+}
+
+#[test]
+fn time_is_out_for_endless_output_too() {
+    store(&[Kernel::Trixie]);
+    // With a reader that never waits there is always a next piece; with one that never reads there is no end of the first.
+    for reader in [Stdio::null(), Stdio::piped()] {
+        let mut child = amx_lab()
+            .args(["run", "--timeout", "2", "--"])
+            .arg(probe())
+            .arg("endless")
+            .stdout(reader)
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let watch = common::Watch::new(child.id());
+        assert_eq!(child.wait().unwrap().code(), Some(124));
+        watch.stop();
+    }
 }
 
 #[test]

@@ -30,6 +30,9 @@ fn main() {
                 scope.spawn(|| std::io::stderr().write_all(&data).unwrap());
             });
         }
+        ["endless"] => loop {
+            println!("{}", "x".repeat(1000));
+        },
         ["slowly"] => {
             println!("first");
             // Waits for ever, if need be: the test looks whether the line comes before the end.
@@ -48,6 +51,14 @@ fn main() {
             let data: Vec<u8> = (0..bytes.parse::<usize>().unwrap()).map(|at| (at % 241) as u8).collect();
             std::fs::write(format!("{out}/deep/data"), data).unwrap();
             std::os::unix::fs::symlink("deep/data", format!("{out}/link")).unwrap();
+        }
+        ["bad-names"] => {
+            use std::os::unix::ffi::OsStrExt;
+            let out = std::path::PathBuf::from(std::env::var_os("AMX_LAB_OUT").unwrap());
+            for name in [b"good".as_slice(), b"no-\xff-text", b"TRAILER!!!", b"z"] {
+                std::fs::write(out.join(std::ffi::OsStr::from_bytes(name)), name).unwrap();
+            }
+            exit(5);
         }
         // Leaves a child behind that holds the streams open.
         ["leave"] => {

@@ -26,8 +26,7 @@ pub(crate) fn cargo(args: &CargoArgs) -> Result<u8> {
         prepare_if_allowed(&store, &args.lab, &options, &show)?;
         session::Server::start(&store, &options, at_once, &show)?
     };
-    let this = std::env::current_exe().context("the path of amx-lab")?;
-    let mut runner = this.into_os_string();
+    let mut runner = this_program()?;
     runner.push(" run --");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
@@ -56,4 +55,20 @@ pub(crate) fn cargo(args: &CargoArgs) -> Result<u8> {
         .or_else(|| status.signal().map(|signal| signal.saturating_add(128)))
         .unwrap_or(1);
     Ok(u8::try_from(code & 0xff).unwrap_or(u8::MAX))
+}
+
+/// A path of this program as cargo and nextest take it in a variable: they split that at white space.
+fn this_program() -> Result<OsString> {
+    let path = std::env::current_exe()
+        .context("the path of amx-lab")?
+        .into_os_string();
+    let splits = path
+        .to_string_lossy()
+        .contains(|character: char| character.is_whitespace());
+    // The kernel's own name for it, which lasts as long as we do; cargo ends before.
+    Ok(if splits {
+        format!("/proc/{}/exe", std::process::id()).into()
+    } else {
+        path
+    })
 }

@@ -38,8 +38,11 @@ pub(crate) fn of(error: &anyhow::Error) -> u8 {
 }
 
 /// What the user can do about it, where the error does not say so itself.
-pub(crate) fn advice(code: u8) -> Option<&'static str> {
-    match code {
+pub(crate) fn advice(error: &anyhow::Error) -> Option<&'static str> {
+    if let Some(LabError::NotUnpacked { .. }) = error.downcast_ref() {
+        return Some("if there was no room: --memory or AMX_LAB_MEMORY gives the lab more");
+    }
+    match of(error) {
         TIMED_OUT => Some("--timeout or AMX_LAB_TIMEOUT sets another limit, 0 none"),
         EMULATOR => Some(
             "if the program is not the reason: amx-lab status --verify compares the lab's parts with their hashes",

@@ -36,7 +36,7 @@ fn main() -> ExitCode {
                 return ExitCode::from(code);
             }
             eprintln!("amx-lab: {error:#}");
-            if let Some(advice) = codes::advice(code) {
+            if let Some(advice) = codes::advice(&error) {
                 eprintln!("amx-lab: {advice}");
             }
             ExitCode::from(code)

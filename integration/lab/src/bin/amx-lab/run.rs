@@ -3,6 +3,8 @@
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::sync::mpsc;
+use std::time::Duration;
 
 use amx_lab::{
     Ending, Job, Lab, LabError, LabOptions, PrepareOptions, Progress, Show, Store, Streams,
@@ -11,6 +13,10 @@ use amx_lab::{
 use anyhow::{Result, bail};
 
 use crate::cli::{GuestKernelArgs, LabArgs, RunArgs, ShellArgs};
+use crate::codes;
+
+/// How long the end of a lab whose time is out may take.
+const GRACE: Duration = Duration::from_secs(5);
 
 /// Variables that are passed on to programs: what test binaries of cargo are told, and what changes how programs print.
 const PASSED: [&str; 9] = [
@@ -64,7 +70,30 @@ pub(crate) fn run(args: &RunArgs) -> Result<u8> {
     if args.stdin {
         streams = streams.stdin(std::io::stdin());
     }
-    Ok(status(lab.run(&job, streams, args.timeout.get())?))
+    let limit = args.timeout.get();
+    if let Some(limit) = limit {
+        leave_after(limit);
+    }
+    Ok(status(lab.run(&job, streams, limit)?))
+}
+
+/// A lab whose time is out is ended, whatever happens to its output. We are still kept by a reader of it that does not read on, and leave
+/// all the same.
+fn leave_after(limit: Duration) {
+    std::thread::spawn(move || {
+        std::thread::sleep(limit.saturating_add(GRACE));
+        let (said, heard) = mpsc::channel();
+        // Standard error may have the same reader.
+        std::thread::spawn(move || {
+            eprintln!(
+                "amx-lab: time is out: after {:.1} s its output was not taken to its end",
+                limit.as_secs_f64()
+            );
+            said.send(())
+        });
+        let _ = heard.recv_timeout(GRACE);
+        std::process::exit(codes::TIMED_OUT.into());
+    });
 }
 
 pub(crate) fn shell(args: &ShellArgs) -> Result<u8> {
