@@ -129,6 +129,29 @@ pub struct Finding {
     pub values: String,
 }
 
+impl Finding {
+    /// Whether it is a reason not to restore: the rule is broken, or it protects the host and
+    /// nobody can say whether it holds.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        match self.verdict {
+            Verdict::Holds => false,
+            Verdict::Broken => true,
+            // A state whose XFD nobody knows may be the one that takes its host down.
+            Verdict::Unknown => self.option().is_some(),
+        }
+    }
+
+    /// The option of amxctl that says what cannot be judged without it.
+    #[must_use]
+    pub fn option(&self) -> Option<&'static str> {
+        match (self.verdict, self.rule) {
+            (Verdict::Unknown, Rule::XfdInUse) => Some("--xfd"),
+            _ => None,
+        }
+    }
+}
+
 /// Looks at each rule.
 #[must_use]
 pub fn check(subject: &Subject) -> Vec<Finding> {

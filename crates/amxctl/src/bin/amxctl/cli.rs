@@ -10,7 +10,7 @@ use crate::screen::Color;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  yes: the host is ready, the states are the same, the state can be restored
-  1  no: it is not, they differ, it cannot
+  1  no: it is not, they differ, it cannot, or an option is missing to judge it
   2  trouble: a file that cannot be read, an option that does not exist
   3  check: ready, but a fix is missing or something is worth knowing";
 
@@ -148,7 +148,8 @@ Examples:
 const VERIFY: &str = "\
 Each rule that a host depends on is checked first; a state that breaks one is
 refused whatever the host. Then, whether that host can hold it. It exits with
-1 when the state must not, or cannot, be restored.
+1 when the state must not, or cannot, be restored, and when the file does not
+say enough: then it names the option that does.
 
 Examples:
   amxctl verify snapshot --on node-17.json
