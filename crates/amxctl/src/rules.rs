@@ -9,7 +9,7 @@ use xsave_state::tile::{TILECFG_BYTES, TileConfig};
 use xsave_state::{ComponentId, Legacy, XFeatures, xcr0};
 
 use crate::bytes;
-use crate::vcpu::Subject;
+use crate::vcpu::{Source, Subject};
 
 /// One of the invariants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ use crate::vcpu::Subject;
 pub enum Rule {
     /// The area is as long as its CPUID needs.
     Length,
+    /// Its components lie where they are taken to lie: no other layout fits as well.
+    Layout,
     /// XCOMP_BV is 0: the standard format.
     Format,
     /// The reserved bytes of the legacy region and of the header are 0.
@@ -37,8 +39,9 @@ pub enum Rule {
 
 impl Rule {
     /// All, in the order in which they are checked.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Length,
+        Self::Layout,
         Self::Format,
         Self::Reserved,
         Self::Components,
@@ -54,6 +57,7 @@ impl Rule {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Length => "length",
+            Self::Layout => "layout",
             Self::Format => "format",
             Self::Reserved => "reserved",
             Self::Components => "components",
@@ -70,6 +74,7 @@ impl Rule {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Length => "length",
+            Self::Layout => "only one layout fits",
             Self::Format => "standard format",
             Self::Reserved => "reserved bytes are 0",
             Self::Components => "XSTATE_BV within CPUID",
@@ -90,6 +95,7 @@ impl Rule {
                  restores this gives the guest what lies behind its buffer. A length check before \
                  KVM_SET_XSAVE protects (xsave-state: Image::parse)"
             }
+            Self::Layout => "the guest finds other registers' values in its registers",
             Self::Format | Self::Reserved | Self::Components | Self::Mxcsr => {
                 "KVM_SET_XSAVE refuses it with EINVAL"
             }
@@ -130,14 +136,15 @@ pub struct Finding {
 }
 
 impl Finding {
-    /// Whether it is a reason not to restore: the rule is broken, or it protects the host and
+    /// Whether it is a reason not to restore: the rule is broken, or host and guest depend on it and
     /// nobody can say whether it holds.
     #[must_use]
     pub fn refuses(&self) -> bool {
         match self.verdict {
             Verdict::Holds => false,
             Verdict::Broken => true,
-            // A state whose XFD nobody knows may be the one that takes its host down.
+            // A state whose XFD nobody knows may be the one that takes its host down; one whose
+            // components may lie elsewhere gives the guest wrong registers.
             Verdict::Unknown => self.option().is_some(),
         }
     }
@@ -146,6 +153,7 @@ impl Finding {
     #[must_use]
     pub fn option(&self) -> Option<&'static str> {
         match (self.verdict, self.rule) {
+            (Verdict::Unknown, Rule::Layout) => Some("--cpuid"),
             (Verdict::Unknown, Rule::XfdInUse) => Some("--xfd"),
             _ => None,
         }
@@ -177,6 +185,7 @@ fn one(rule: Rule, subject: &Subject) -> (Verdict, String) {
     };
     match rule {
         Rule::Length => length(subject),
+        Rule::Layout => layout(subject),
         _ if !subject.has_header() => match rule {
             Rule::Xcr0 => legal_xcr0(subject),
             Rule::Xfd => xfd(subject),
@@ -214,6 +223,19 @@ fn length(subject: &Subject) -> (Verdict, String) {
         verdict(there >= needed),
         format!("{there} bytes; its CPUID needs {needed}"),
     )
+}
+
+fn layout(subject: &Subject) -> (Verdict, String) {
+    match (&subject.other_layout, &subject.layout.source) {
+        (Some(_), _) => (
+            Verdict::Unknown,
+            "two fit, which have components at different places; the guest's CPUID tells: give it \
+             with --cpuid"
+                .to_owned(),
+        ),
+        (None, Source::Guess(_)) => (Verdict::Holds, "of those known here".to_owned()),
+        (None, source) => (Verdict::Holds, source.to_string()),
+    }
 }
 
 fn format(subject: &Subject) -> (Verdict, String) {

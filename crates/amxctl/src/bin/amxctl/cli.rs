@@ -118,7 +118,9 @@ Examples:
 
 const COMPAT: &str = "\
 It exits with 1 when the guest of A cannot run on B, and with 0 when it can,
-be it with something hidden from it or with its states in B's layout.
+be it with something hidden from it or with its states in B's layout. What a
+saved state does not say is guessed and said to be a guess; where that cannot
+be, it exits with 1 and names the option that helps.
 
 Examples:
   amxctl compat node-17.json icelake.json
@@ -191,6 +193,18 @@ pub(crate) struct GivenArgs {
     pub(crate) xfd_err: Option<XFeatures>,
 }
 
+impl GivenArgs {
+    pub(crate) fn any(&self) -> bool {
+        let Self {
+            cpuid,
+            xcr0,
+            xfd,
+            xfd_err,
+        } = self;
+        cpuid.is_some() || xcr0.or(*xfd).or(*xfd_err).is_some()
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     /// The host that this file describes, and not this one; `-` is standard input
@@ -241,6 +255,8 @@ pub(crate) struct CompatArgs {
     /// The description of the host
     #[arg(value_name = "B")]
     pub(crate) host: PathBuf,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
 }
 
 #[derive(Debug, Args)]

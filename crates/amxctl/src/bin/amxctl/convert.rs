@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
+use amxctl::Subject;
 use amxctl::vcpu::Owner;
-use amxctl::{Source, Subject};
 use anyhow::{Context, bail};
 use serde_json::json;
 use xsave_state::relayout::{Allowed, RelayoutError, relayout};
@@ -15,7 +15,7 @@ use xsave_state::{ComponentId, ExtendedState, Layout, XFeatures};
 
 use crate::cli::{ConvertArgs, To};
 use crate::screen::{self, Mark};
-use crate::{Outcome, load};
+use crate::{Outcome, guesses, load};
 
 /// What may be lost.
 #[derive(Default)]
@@ -88,6 +88,13 @@ fn convert(
              wrong with that. Give it with --xfd (0 if the guest has not)"
         );
     }
+    // Raw bytes stay where they are unless they are laid out anew.
+    if subject.other_layout.is_some() && (to != To::Raw || target.is_some()) {
+        bail!(
+            "two layouts fit, and components that are read at the wrong places give the guest wrong \
+             registers. Give the guest's CPUID with --cpuid"
+        );
+    }
     let (state, mut changes) = valid(subject, allow)?;
     let state = match target {
         None => state,
@@ -97,18 +104,15 @@ fn convert(
             relaid.state
         }
     };
-    let mut guesses = Vec::new();
-    if let Source::Guess(why) = &subject.layout.source {
-        guesses.push(format!("the layout: {why}"));
-    }
-    if let (Source::Guess(why), true) = (&subject.xcr0.source, to != To::Raw) {
-        guesses.push(format!("XCR0 {:#x}: {why}", subject.xcr0.value.bits()));
+    let mut guessed: Vec<String> = guesses::layout(subject).into_iter().collect();
+    if to != To::Raw {
+        guessed.extend(guesses::registers(subject));
     }
     Ok(Converted {
         owner: subject.owner,
         state,
         changes,
-        guesses,
+        guesses: guessed,
     })
 }
 

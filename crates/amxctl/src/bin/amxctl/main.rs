@@ -15,6 +15,7 @@ mod compat;
 mod convert;
 mod diff;
 mod fleet;
+mod guesses;
 mod host;
 mod inspect;
 mod load;

@@ -5,12 +5,12 @@ use std::fmt::Write;
 use amxctl::Subject;
 use amxctl::rules::{self, Finding};
 use cpuid_amx::compat;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::VerifyArgs;
 use crate::compat::Judged;
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, host, inspect, load};
+use crate::{Answer, Outcome, guesses, host, inspect, load};
 
 /// Text for no more vCPUs; JSON has them all.
 const SHOWN: usize = 16;
@@ -19,12 +19,7 @@ pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     let given = load::given(&args.given)?;
     let host = host::this_or(args.on.as_deref())?;
     let loaded = load::load(&args.file, &args.vcpu, &given)?;
-    let refused: Vec<(&Subject, Vec<Finding>)> = loaded
-        .subjects
-        .iter()
-        .map(|subject| (subject, refusing(subject)))
-        .filter(|(_, findings)| !findings.is_empty())
-        .collect();
+    let refused = refused(&loaded.subjects);
     let verdict = if refused.is_empty() {
         Verdict::On(Judged::saved(&loaded.subjects, &host))
     } else {
@@ -37,27 +32,19 @@ pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     };
     let passes = verdict.passes();
     let text = if json {
-        let vcpus: Vec<_> = refused
-            .iter()
-            .map(|(subject, findings)| {
-                json!({
-                    "id": subject.owner.id(),
-                    "rules": inspect::rules_json(findings),
-                })
-            })
-            .collect();
         let value = json!({
             "file": loaded.name,
             "host": host.name,
             "judged": !matches!(verdict, Verdict::Unknown(_)),
             "restorable": passes,
-            "refused": vcpus,
+            "vcpus": vcpus_json(&loaded.subjects),
             "compatibility": verdict.judged().map(Judged::as_json),
         });
         serde_json::to_string_pretty(&value)? + "\n"
     } else {
         let said = verdict.text(&host.name);
         let mut text = format!("{}: {said}\n", screen::title(&loaded.name));
+        text.push_str(&guesses::text(&loaded.subjects));
         text.push_str(&findings(&refused));
         if let Some(judged) = verdict.judged() {
             text.push_str(&judged.text());
@@ -110,18 +97,40 @@ impl Verdict {
     }
 }
 
+/// The vCPUs that must not be restored, wherever, or of which nobody knows; and why not.
+pub(crate) fn refused(subjects: &[Subject]) -> Vec<(&Subject, Vec<Finding>)> {
+    let all = subjects.iter().map(|subject| (subject, refusing(subject)));
+    all.filter(|(_, findings)| !findings.is_empty()).collect()
+}
+
+/// What was guessed of each vCPU, and why it is refused.
+pub(crate) fn vcpus_json(subjects: &[Subject]) -> Value {
+    subjects
+        .iter()
+        .map(|subject| {
+            json!({
+                "owner": subject.owner.to_string(),
+                "id": subject.owner.id(),
+                "guesses": guesses::of(subject),
+                "refused": inspect::rules_json(&refusing(subject)),
+            })
+        })
+        .collect()
+}
+
 /// The reasons not to restore it, wherever.
-pub(crate) fn refusing(subject: &Subject) -> Vec<Finding> {
+fn refusing(subject: &Subject) -> Vec<Finding> {
     let findings = rules::check(subject).into_iter();
     findings.filter(Finding::refuses).collect()
 }
 
-/// The options without which nothing can be said; `None` where one rule is broken in any case.
+/// The options without which nothing can be said; `None` where none helps: a rule is broken in any
+/// case, or all hold.
 pub(crate) fn missing<'a>(findings: impl Iterator<Item = &'a Finding>) -> Option<String> {
     let mut options = findings.map(Finding::option).collect::<Option<Vec<_>>>()?;
     options.sort_unstable();
     options.dedup();
-    Some(options.join(" and "))
+    (!options.is_empty()).then(|| options.join(" and "))
 }
 
 /// Each vCPU with the reasons not to restore it.
