@@ -96,8 +96,20 @@ impl Rule {
                  KVM_SET_XSAVE protects (xsave-state: Image::parse)"
             }
             Self::Layout => "the guest finds other registers' values in its registers",
-            Self::Format | Self::Reserved | Self::Components | Self::Mxcsr => {
-                "KVM_SET_XSAVE refuses it with EINVAL"
+            // arch/x86/kernel/fpu/xstate.c, validate_user_xstate_header and copy_uabi_to_xstate.
+            Self::Format => "KVM_SET_XSAVE refuses it with EINVAL",
+            Self::Reserved => {
+                "KVM_SET_XSAVE refuses it with EINVAL where it is in the header, and does not look at \
+                 bytes 416 to 463"
+            }
+            Self::Components => {
+                "KVM_SET_XSAVE accepts it where the host has the component and the vCPU's area a place \
+                 for it, whatever the guest's CPUID says, and refuses it with EINVAL elsewhere: whether \
+                 the guest comes up is up to the host"
+            }
+            Self::Mxcsr => {
+                "KVM_SET_XSAVE refuses it with EINVAL where x87, SSE or AVX is in use, and does not \
+                 look at it where none of them is"
             }
             Self::TileConfig => {
                 "the processor drops it without a fault, and the guest finds its tiles unconfigured"
@@ -374,4 +386,18 @@ fn xfd_in_use(subject: &Subject) -> (Verdict, String) {
 
 fn not_known(register: &str, option: &str) -> String {
     format!("{register} is not in the file; give it with {option}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What KVM does with each of the areas that it is given: tests/kvm_live.rs.
+    #[test]
+    fn each_rule_has_a_danger_of_its_own() {
+        let mut said: Vec<_> = Rule::ALL.into_iter().map(Rule::danger).collect();
+        said.sort_unstable();
+        said.dedup();
+        assert_eq!(said.len(), Rule::ALL.len());
+    }
 }
