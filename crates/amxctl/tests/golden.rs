@@ -336,6 +336,44 @@ fn no_file_speaks_to_the_terminal() {
     }
 }
 
+/// Standard output is a terminal, standard error a file: what goes there has no colours.
+#[test]
+fn a_file_gets_no_colours_because_the_other_output_is_a_terminal() {
+    let folder = tempfile::tempdir().unwrap();
+    sandbox(folder.path());
+    let run = |line: &str| {
+        let binary = cargo_bin("amxctl");
+        let output = std::process::Command::new("script")
+            .args([
+                "-qec",
+                &format!("{} {line} 2>err", binary.display()),
+                "/dev/null",
+            ])
+            .current_dir(folder.path())
+            .env("TERM", "xterm-256color")
+            .env_remove("NO_COLOR")
+            .stdin(std::process::Stdio::null())
+            .output()
+            .ok()?;
+        let said = fs::read_to_string(folder.path().join("err")).unwrap();
+        Some((output.stdout.contains(&0x1b), said))
+    };
+    let Some((colours, said)) = run("baseline fleet.jsonl armed.xsave2 --skip-broken") else {
+        println!("skipped: there is no script(1) to make a terminal");
+        return;
+    };
+    assert!(colours, "the terminal has colours");
+    assert!(
+        said.contains("warning:") && !said.contains('\u{1b}'),
+        "{said:?}"
+    );
+    let (_, said) = run("convert armed.xsave2 --xfd 0x40000 --to state -o -").unwrap();
+    assert!(
+        said.contains("guessed:") && !said.contains('\u{1b}'),
+        "{said:?}"
+    );
+}
+
 #[test]
 fn colours_are_for_terminals_and_for_who_asks() {
     let folder = tempfile::tempdir().unwrap();

@@ -61,6 +61,7 @@ pub(crate) fn run(args: &ConvertArgs, json: bool) -> anyhow::Result<Outcome> {
     let to_stdout = args.output == Path::new("-");
     if to_stdout {
         std::io::stdout().write_all(&bytes)?;
+        screen::speak_on_stderr();
     } else {
         std::fs::write(&args.output, &bytes).with_context(|| args.output.display().to_string())?;
     }

@@ -188,6 +188,17 @@ pub(crate) fn count(number: usize, what: &str) -> String {
     format!("{} {what}{plural}", grouped(number))
 }
 
+/// To standard error, beside what a command has to say.
+pub(crate) fn warning(text: &str) {
+    let warning = style("warning:").for_stderr().yellow();
+    eprintln!("{warning} {}", plain(text));
+}
+
+/// Text is made for standard error from here on: its colours are, and not those of standard output.
+pub(crate) fn speak_on_stderr() {
+    console::set_colors_enabled(console::colors_enabled_stderr());
+}
+
 /// To standard error, with all that led to it.
 pub(crate) fn error(error: &anyhow::Error) {
     let text = wrap(&plain(&chain(error)), ERROR.len().saturating_add(1));
