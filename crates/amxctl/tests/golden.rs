@@ -336,6 +336,52 @@ fn no_file_speaks_to_the_terminal() {
     }
 }
 
+/// Each format comes through a pipe as it does from a file; what does not end is refused.
+#[test]
+fn a_pipe_is_as_good_as_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    sandbox(folder.path());
+    let run = |line: &str| {
+        let binary = cargo_bin("amxctl");
+        let output = std::process::Command::new("sh")
+            .args(["-c", &line.replace("amxctl", &binary.display().to_string())])
+            .current_dir(folder.path())
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (
+            output.status.code(),
+            text(output.stdout),
+            text(output.stderr),
+        )
+    };
+    for file in [
+        "cloud-hypervisor/state.json",
+        "firecracker.txt",
+        "live-tiles.xsave2",
+        "process.core",
+    ] {
+        let (code, from_file, _) = run(&format!("amxctl inspect {file}"));
+        assert_eq!(code, Some(0));
+        let (code, from_pipe, said) = run(&format!("cat {file} | amxctl inspect /dev/stdin"));
+        assert_eq!((code, &*said), (Some(0), ""), "{file}");
+        assert_eq!(from_pipe.replace("/dev/stdin", file), from_file);
+    }
+    for (line, expected) in [
+        (":", "found 0 bytes"),
+        ("head -c 70000 /dev/zero", "found 65537 bytes"),
+        ("head -c 9999999 /dev/zero", "found 65537 bytes"),
+        ("printf '\\037\\213'", "compressed by gzip"),
+    ] {
+        let (code, _, said) = run(&format!("{line} | amxctl inspect /dev/stdin"));
+        assert_eq!(code, Some(2), "{line}");
+        assert!(said.contains(expected), "{line}: {said}");
+    }
+    let (code, _, said) = run("cat icelake.cpuid | amxctl compat /dev/stdin zen4.json");
+    assert_eq!(code, Some(2));
+    assert!(said.contains("in a pipe"), "{said}");
+}
+
 /// Standard output is a terminal, standard error a file: what goes there has no colours.
 #[test]
 fn a_file_gets_no_colours_because_the_other_output_is_a_terminal() {

@@ -92,6 +92,13 @@ fn source(args: &CompatArgs) -> anyhow::Result<Source> {
                     path.display()
                 );
             }
+            if !path.is_file() {
+                bail!(
+                    "{}: CPUID, or a host's description, in a pipe, which can be read only once: write \
+                     it to a file first",
+                    path.display()
+                );
+            }
             Ok(Source::Cpuid(load::cpuid(path)?))
         }
         Err(error) => Err(error).with_context(|| path.display().to_string()),
