@@ -56,9 +56,9 @@ impl Format {
             Self::State => "state",
             Self::Container => "container",
             Self::Raw => "raw",
-            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::CloudHypervisor => "cloud_hypervisor",
             Self::Firecracker => "firecracker",
-            Self::ElfCore => "elf-core",
+            Self::ElfCore => "elf_core",
         }
     }
 }

@@ -62,10 +62,10 @@ impl Rule {
             Self::Reserved => "reserved",
             Self::Components => "components",
             Self::Mxcsr => "mxcsr",
-            Self::TileConfig => "tile-config",
+            Self::TileConfig => "tile_config",
             Self::Xcr0 => "xcr0",
             Self::Xfd => "xfd",
-            Self::XfdInUse => "xfd-in-use",
+            Self::XfdInUse => "xfd_in_use",
         }
     }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xsave_state::XFeatures;
@@ -34,6 +35,21 @@ pub(crate) struct Cli {
     pub(crate) color: Color,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// `--json` before clap has parsed it: errors of the command line are JSON then, too.
+pub(crate) fn wants_json(args: impl Iterator<Item = OsString>) -> bool {
+    args.take_while(|arg| arg != "--")
+        .any(|arg| arg == "--json")
+}
+
+/// What clap says of the command line, without usage and advice.
+pub(crate) fn plain_error(error: &clap::Error) -> anyhow::Error {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = first.split_whitespace().collect();
+    let words = words.join(" ");
+    anyhow::Error::msg(words.trim_start_matches("error: ").to_owned())
 }
 
 #[derive(Debug, Subcommand)]
@@ -78,6 +94,13 @@ pub(crate) enum Command {
         /// The folder; it is made where it is not there
         folder: PathBuf,
     },
+}
+
+impl Command {
+    /// Whether standard output is for what is converted, and reports go to standard error.
+    pub(crate) fn writes_to_stdout(&self) -> bool {
+        matches!(self, Self::Convert(args) if args.output == Path::new("-"))
+    }
 }
 
 const CHECK: &str = "\

@@ -238,7 +238,7 @@ impl Judged {
     pub(crate) fn as_json(&self) -> Value {
         let (verdict, relayout, hide) = match self.verdict {
             Verdict::Runs => ("runs", false, false),
-            Verdict::RunsAfter { relayout, hide } => ("runs-after", relayout, hide),
+            Verdict::RunsAfter { relayout, hide } => ("runs_after", relayout, hide),
             Verdict::No => ("no", false, false),
         };
         json!({

@@ -301,6 +301,7 @@ fn as_json(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> anyhow:
         .iter()
         .map(|one| {
             json!({
+                "owner": one.owner.to_string(),
                 "id": one.owner.id(),
                 "changes": one.changes,
                 "guesses": one.guesses,

@@ -34,6 +34,7 @@ pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     let text = if json {
         let value = json!({
             "file": loaded.name,
+            "format": loaded.snapshot.format.name(),
             "host": host.name,
             "judged": !matches!(verdict, Verdict::Unknown(_)),
             "restorable": passes,
