@@ -13,7 +13,7 @@ Exit codes:
   0  yes: the host is ready, the states are the same, the state can be restored
   1  no: it is not, they differ, it cannot, or an option is missing to judge it
   2  trouble: a file that cannot be read, an option that does not exist
-  3  check: ready, but a fix is missing or something is worth knowing";
+  3  check: ready, but a known fix is missing";
 
 /// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
 ///
@@ -342,7 +342,7 @@ pub(crate) struct ConvertArgs {
     /// Lay it out for a guest with this CPUID, as `cpuid -r` prints it, or for the host of this description
     #[arg(long, value_name = "FILE")]
     pub(crate) layout: Option<PathBuf>,
-    /// Let this be lost: a component (XTILEDATA), mxcsr, xcr0, xfd, tile-config, or disabled (what IA32_XFD disables); may be repeated
+    /// Let this be lost: a component (XTILEDATA), mxcsr, xcr0, xfd, tile-config, disabled (what IA32_XFD disables), or unsupported (what its CPUID has not); may be repeated
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) allow: Vec<String>,
     #[command(flatten)]

@@ -315,3 +315,21 @@ fn as_json(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> anyhow:
     });
     Ok(serde_json::to_string_pretty(&value)? + "\n")
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_kind_of_loss() {
+        let cli = crate::cli::Cli::command();
+        let convert = cli.find_subcommand("convert").unwrap();
+        let allow = convert.get_arguments().find(|arg| arg.get_id() == "allow");
+        let help = allow.unwrap().get_help().unwrap().to_string();
+        for (kind, _) in KINDS {
+            assert!(help.contains(kind), "{kind}: {help}");
+        }
+    }
+}
