@@ -113,7 +113,7 @@ pub fn open(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Snapshot,
     let is_elf = start.starts_with(ELF_MAGIC);
     let metadata = file.metadata().map_err(io)?;
     // A pipe has no length of its own, but an end.
-    let stated = metadata.is_file().then(|| metadata.len());
+    let stated = metadata.is_file().then_some(metadata.len());
     if let (true, Some(file_bytes)) = (is_elf, stated) {
         file.rewind().map_err(io)?;
         let vcpus = elf_core::read(file)?;

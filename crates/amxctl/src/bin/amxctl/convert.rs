@@ -90,11 +90,8 @@ fn convert(
         );
     }
     // Raw bytes stay where they are unless they are laid out anew.
-    if subject.other_layout.is_some() && (to != To::Raw || target.is_some()) {
-        bail!(
-            "two layouts fit, and components that are read at the wrong places give the guest wrong \
-             registers. Give the guest's CPUID with --cpuid"
-        );
+    if to != To::Raw || target.is_some() {
+        guesses::only_one_layout(subject)?;
     }
     let (state, mut changes) = valid(subject, allow)?;
     let state = match target {

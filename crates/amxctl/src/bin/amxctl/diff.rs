@@ -4,13 +4,14 @@ use std::fmt::Write;
 
 use amxctl::Subject;
 use amxctl::diff::{ComponentDiff, Diff, PartDiff, RegisterDiff, Use, diff};
+use anyhow::Context;
 use serde_json::{Value, json};
 use xsave_state::XFeatures;
 
 use crate::cli::DiffArgs;
 use crate::load::{self, Loaded};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome};
+use crate::{Answer, Outcome, guesses};
 
 /// Of each component, without --all: so many rows of sixteen bytes.
 const SHOWN_ROWS: usize = 8;
@@ -34,6 +35,12 @@ pub(crate) fn run(args: &DiffArgs, json: bool) -> anyhow::Result<Outcome> {
     let given = load::given(&args.given)?;
     let first = load::load(&args.first, &args.vcpu, &given)?;
     let second = load::load(&args.second, &args.vcpu, &given)?;
+    for loaded in [&first, &second] {
+        for subject in &loaded.subjects {
+            guesses::only_one_layout(subject)
+                .with_context(|| format!("{}: {}", loaded.name, subject.owner))?;
+        }
+    }
     let pairs = pairs(&first, &second);
     let same = pairs.iter().all(Pair::same);
     let text = if json {

@@ -1,6 +1,8 @@
 //! What nobody said of a saved state, and was taken all the same.
 
+use amxctl::vcpu::Owner;
 use amxctl::{Source, Subject};
+use anyhow::bail;
 
 use crate::screen::{self, Mark};
 
@@ -10,6 +12,17 @@ pub(crate) fn layout(subject: &Subject) -> Option<String> {
         Source::Guess(why) => Some(format!("the layout: {why}")),
         _ => None,
     }
+}
+
+/// Refuses what would be wrong, and look right, if the guess of two layouts were.
+pub(crate) fn only_one_layout(subject: &Subject) -> anyhow::Result<()> {
+    if subject.other_layout.is_some() {
+        bail!(
+            "two layouts fit, and components that are looked for at the wrong places are other \
+             registers. Give the guest's CPUID with --cpuid"
+        );
+    }
+    Ok(())
 }
 
 /// Registers that are not in the file, and whose values were taken for it.
@@ -55,7 +68,14 @@ pub(crate) fn text(subjects: &[Subject]) -> String {
         let said = match whose.as_slice() {
             all if all.len() == subjects.len() => format!("guessed: {guess}"),
             [one] => format!("guessed of {}: {guess}", one.owner),
-            many => format!("guessed of {}: {guess}", screen::count(many.len(), "vCPU")),
+            [first, ..] => {
+                let what = match first.owner {
+                    Owner::Vcpu(_) => "vCPU",
+                    Owner::Thread(_) => "thread",
+                };
+                format!("guessed of {}: {guess}", screen::count(whose.len(), what))
+            }
+            [] => continue,
         };
         let said = screen::wrap(&said, 4);
         text.push_str(&format!(
