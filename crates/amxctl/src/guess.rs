@@ -16,6 +16,8 @@ use crate::bytes;
 pub struct Guess {
     /// The layout.
     pub layout: Layout,
+    /// Another one that fits as well, and has components elsewhere.
+    pub other: Option<Layout>,
     /// Why this one.
     pub why: String,
 }
@@ -93,8 +95,8 @@ pub fn layout(area: &[u8]) -> Result<Guess, NoGuess> {
     } else {
         "of XSTATE_BV"
     };
-    let amd = places(AMD, user).ok();
-    let intel = intel(user);
+    let intel = ("Intel's server processors", intel(user));
+    let amd = ("AMD's processors", places(AMD, user).ok());
     let fits = |table: &Table, exactly: bool| {
         let layout = of(table).ok()?;
         let size = layout.standard_size();
@@ -108,25 +110,32 @@ pub fn layout(area: &[u8]) -> Result<Guess, NoGuess> {
     let by = |places: &str| format!("the components {from}, placed as on {places}");
     // A core dump is exactly as long as it must be; KVM's areas are rounded up.
     for exactly in [true, false] {
-        if let Some(layout) = intel.as_ref().and_then(|t| fits(t, exactly)) {
-            return Ok(Guess {
-                layout,
-                why: by("Intel's server processors"),
-            });
+        let mut fitting = [&intel, &amd].into_iter().filter_map(|(places, table)| {
+            let layout = fits(table.as_ref()?, exactly)?;
+            Some((*places, layout))
+        });
+        let Some((places, layout)) = fitting.next() else {
+            continue;
+        };
+        let mut why = by(places);
+        let other = fitting.next().filter(|(_, other)| *other != layout);
+        if let Some((places, _)) = &other {
+            why.push_str(&format!("; {places} would fit as well"));
         }
-        if let Some(layout) = amd.as_ref().and_then(|t| fits(t, exactly)) {
-            return Ok(Guess {
-                layout,
-                why: by("AMD's processors"),
-            });
-        }
+        return Ok(Guess {
+            layout,
+            other: other.map(|(_, other)| other),
+            why,
+        });
     }
     // It is too short for either: that is for the rules to say.
-    let layout = intel.as_ref().and_then(|table| of(table).ok());
+    let (places, table) = intel;
+    let layout = table.as_ref().and_then(|table| of(table).ok());
     layout
         .map(|layout| Guess {
             layout,
-            why: by("Intel's server processors"),
+            other: None,
+            why: by(places),
         })
         .ok_or(NoGuess::Components { components: in_use })
 }
@@ -226,8 +235,24 @@ mod tests {
         assert_eq!(offset(&guess, ComponentId::PKRU), 2432);
         let guess = layout(&area(2696, 0x2e7, 2)).unwrap();
         assert_eq!(offset(&guess, ComponentId::PKRU), 2688);
+    }
+
+    #[test]
+    fn where_the_length_does_not_tell_there_is_another_one() {
         let guess = layout(&area(4096, 0x2e7, 2)).unwrap();
         assert_eq!(offset(&guess, ComponentId::PKRU), 2688);
+        let other = guess.other.unwrap();
+        assert_eq!(
+            other.component(ComponentId::PKRU).unwrap().offset(),
+            Some(2432)
+        );
+        assert!(guess.why.contains("AMD"), "{}", guess.why);
+        // It does where one fits exactly, where only one has the components, and where both have
+        // them at the same places.
+        for (len, components) in [(2440, 0x2e7), (2696, 0x2e7), (11_008, 0x602e7), (4096, 7)] {
+            let guess = layout(&area(len, components, 2)).unwrap();
+            assert_eq!(guess.other, None, "{len} {components:#x}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use xsave_state::layout::MAX_AREA_BYTES;
@@ -25,6 +25,10 @@ pub use error::OpenError;
 pub const MAX_FILE_BYTES: u64 = 1 << 30;
 /// The notes of a core dump may have at most this many bytes.
 pub const MAX_NOTE_BYTES: u64 = 256 << 20;
+
+/// So many say what it is.
+const START_BYTES: u64 = 64;
+const ELF_MAGIC: &[u8] = b"\x7fELF";
 
 /// What kind of file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,9 +56,9 @@ impl Format {
             Self::State => "state",
             Self::Container => "container",
             Self::Raw => "raw",
-            Self::CloudHypervisor => "cloud-hypervisor",
+            Self::CloudHypervisor => "cloud_hypervisor",
             Self::Firecracker => "firecracker",
-            Self::ElfCore => "elf-core",
+            Self::ElfCore => "elf_core",
         }
     }
 }
@@ -86,7 +90,9 @@ pub struct Snapshot {
 /// Opens a file, or the folder of a Cloud Hypervisor snapshot. The contents say what it is, not the
 /// name.
 ///
-/// `progress(done, all)` is called with bytes read, for files that take a while.
+/// It is read once and from its beginning to its end, so that a pipe will do; of a core dump in a file
+/// only the notes are read. `progress(done, all)` is called with bytes read, for files that take a while;
+/// of a pipe nobody knows `all`, and it is 0.
 ///
 /// # Errors
 ///
@@ -100,18 +106,27 @@ pub fn open(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Snapshot,
     };
     let mut file = File::open(&path).map_err(io)?;
     let mut start = Vec::new();
-    (&mut file).take(64).read_to_end(&mut start).map_err(io)?;
-    file.seek(SeekFrom::Start(0)).map_err(io)?;
-    let file_bytes = file.metadata().map_err(io)?.len();
-
-    if start.starts_with(b"\x7fELF") {
+    (&mut file)
+        .take(START_BYTES)
+        .read_to_end(&mut start)
+        .map_err(io)?;
+    let is_elf = start.starts_with(ELF_MAGIC);
+    let metadata = file.metadata().map_err(io)?;
+    // A pipe has no length of its own, but an end.
+    let stated = metadata.is_file().then_some(metadata.len());
+    if let (true, Some(file_bytes)) = (is_elf, stated) {
+        file.rewind().map_err(io)?;
         let vcpus = elf_core::read(file)?;
         return not_empty(Format::ElfCore, file_bytes, vcpus);
     }
-    // What is not recognised is not read.
-    let format = recognise(&start, file_bytes)?;
-    let bytes = read_all(file, file_bytes, progress).map_err(io)?;
-    parse(format, &bytes)
+    // What is not recognised is not read. Of a core dump in a pipe the notes cannot be read alone.
+    let most = match recognise(&start, stated.unwrap_or(raw::MIN_BYTES)) {
+        Ok(Format::Raw) if !is_elf => largest_area(),
+        Err(error) if !is_elf => return Err(error),
+        _ => MAX_FILE_BYTES,
+    };
+    let bytes = read_all(start, file, stated, most, progress).map_err(io)?;
+    open_bytes(&bytes)
 }
 
 /// The same for bytes that are in memory.
@@ -121,7 +136,7 @@ pub fn open(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Snapshot,
 /// As [`open`].
 pub fn open_bytes(bytes: &[u8]) -> Result<Snapshot, OpenError> {
     let file_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-    if bytes.starts_with(b"\x7fELF") {
+    if bytes.starts_with(ELF_MAGIC) {
         let vcpus = elf_core::read(std::io::Cursor::new(bytes))?;
         return not_empty(Format::ElfCore, file_bytes, vcpus);
     }
@@ -193,8 +208,7 @@ fn recognise(start: &[u8], file_bytes: u64) -> Result<Format, OpenError> {
             instead: hint.1,
         });
     }
-    let largest = u64::try_from(MAX_AREA_BYTES).unwrap_or(u64::MAX);
-    if (raw::MIN_BYTES..=largest).contains(&file_bytes) {
+    if (raw::MIN_BYTES..=largest_area()).contains(&file_bytes) {
         return Ok(Format::Raw);
     }
     let mut first = [0; 8];
@@ -202,6 +216,10 @@ fn recognise(start: &[u8], file_bytes: u64) -> Result<Format, OpenError> {
         *to = from;
     }
     Err(OpenError::Unknown { first, file_bytes })
+}
+
+fn largest_area() -> u64 {
+    u64::try_from(MAX_AREA_BYTES).unwrap_or(u64::MAX)
 }
 
 /// Files that people try, what they are and what to do with them.
@@ -234,31 +252,33 @@ fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
         .map(|(_, what, instead)| (what, instead))
 }
 
-/// Reads a file of stated length, and not a byte more than [`MAX_FILE_BYTES`].
+/// Reads what there is behind the `start` that has been read: `most` bytes in all, and one more where
+/// there are more. A file that has more than [`MAX_FILE_BYTES`] is refused, if it says so before it is
+/// read.
 fn read_all(
+    start: Vec<u8>,
     mut file: File,
-    file_bytes: u64,
+    stated: Option<u64>,
+    most: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> std::io::Result<Vec<u8>> {
     const PIECE: u64 = 4 << 20;
-    if file_bytes > MAX_FILE_BYTES {
-        return Err(std::io::Error::new(
-            std::io::ErrorKind::FileTooLarge,
-            format!("it has {file_bytes} bytes; at most {MAX_FILE_BYTES} are read"),
-        ));
-    }
-    let mut bytes = Vec::new();
+    let mut bytes = start;
+    let mut done = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     loop {
-        let before = bytes.len();
-        // A device or a pipe has no length of its own, but an end.
-        (&mut file).take(PIECE).read_to_end(&mut bytes)?;
-        let done = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-        progress(done, file_bytes.max(done));
-        if bytes.len() == before {
+        let found = stated.unwrap_or(0).max(done);
+        if found > MAX_FILE_BYTES {
+            return Err(std::io::Error::new(
+                std::io::ErrorKind::FileTooLarge,
+                format!("it has at least {found} bytes; at most {MAX_FILE_BYTES} are read"),
+            ));
+        }
+        let left = most.saturating_add(1).saturating_sub(done);
+        let read = (&mut file).take(left.min(PIECE)).read_to_end(&mut bytes)?;
+        if read == 0 {
             return Ok(bytes);
         }
-        if done > MAX_FILE_BYTES {
-            return Err(std::io::ErrorKind::FileTooLarge.into());
-        }
+        done = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        progress(done, stated.map_or(0, |stated| stated.max(done)));
     }
 }

@@ -9,7 +9,7 @@ use xsave_state::tile::{TILECFG_BYTES, TileConfig};
 use xsave_state::{ComponentId, Legacy, XFeatures, xcr0};
 
 use crate::bytes;
-use crate::vcpu::Subject;
+use crate::vcpu::{Source, Subject};
 
 /// One of the invariants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ use crate::vcpu::Subject;
 pub enum Rule {
     /// The area is as long as its CPUID needs.
     Length,
+    /// Its components lie where they are taken to lie: no other layout fits as well.
+    Layout,
     /// XCOMP_BV is 0: the standard format.
     Format,
     /// The reserved bytes of the legacy region and of the header are 0.
@@ -37,8 +39,9 @@ pub enum Rule {
 
 impl Rule {
     /// All, in the order in which they are checked.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Length,
+        Self::Layout,
         Self::Format,
         Self::Reserved,
         Self::Components,
@@ -54,14 +57,15 @@ impl Rule {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Length => "length",
+            Self::Layout => "layout",
             Self::Format => "format",
             Self::Reserved => "reserved",
             Self::Components => "components",
             Self::Mxcsr => "mxcsr",
-            Self::TileConfig => "tile-config",
+            Self::TileConfig => "tile_config",
             Self::Xcr0 => "xcr0",
             Self::Xfd => "xfd",
-            Self::XfdInUse => "xfd-in-use",
+            Self::XfdInUse => "xfd_in_use",
         }
     }
 
@@ -70,6 +74,7 @@ impl Rule {
     pub const fn title(self) -> &'static str {
         match self {
             Self::Length => "length",
+            Self::Layout => "only one layout fits",
             Self::Format => "standard format",
             Self::Reserved => "reserved bytes are 0",
             Self::Components => "XSTATE_BV within CPUID",
@@ -90,8 +95,21 @@ impl Rule {
                  restores this gives the guest what lies behind its buffer. A length check before \
                  KVM_SET_XSAVE protects (xsave-state: Image::parse)"
             }
-            Self::Format | Self::Reserved | Self::Components | Self::Mxcsr => {
-                "KVM_SET_XSAVE refuses it with EINVAL"
+            Self::Layout => "the guest finds other registers' values in its registers",
+            // arch/x86/kernel/fpu/xstate.c, validate_user_xstate_header and copy_uabi_to_xstate.
+            Self::Format => "KVM_SET_XSAVE refuses it with EINVAL",
+            Self::Reserved => {
+                "KVM_SET_XSAVE refuses it with EINVAL where it is in the header, and does not look at \
+                 bytes 416 to 463"
+            }
+            Self::Components => {
+                "KVM_SET_XSAVE accepts it where the host has the component and the vCPU's area a place \
+                 for it, whatever the guest's CPUID says, and refuses it with EINVAL elsewhere: whether \
+                 the guest comes up is up to the host"
+            }
+            Self::Mxcsr => {
+                "KVM_SET_XSAVE refuses it with EINVAL where x87, SSE or AVX is in use, and does not \
+                 look at it where none of them is"
             }
             Self::TileConfig => {
                 "the processor drops it without a fault, and the guest finds its tiles unconfigured"
@@ -129,6 +147,31 @@ pub struct Finding {
     pub values: String,
 }
 
+impl Finding {
+    /// Whether it is a reason not to restore: the rule is broken, or host and guest depend on it and
+    /// nobody can say whether it holds.
+    #[must_use]
+    pub fn refuses(&self) -> bool {
+        match self.verdict {
+            Verdict::Holds => false,
+            Verdict::Broken => true,
+            // A state whose XFD nobody knows may be the one that takes its host down; one whose
+            // components may lie elsewhere gives the guest wrong registers.
+            Verdict::Unknown => self.option().is_some(),
+        }
+    }
+
+    /// The option of amxctl that says what cannot be judged without it.
+    #[must_use]
+    pub fn option(&self) -> Option<&'static str> {
+        match (self.verdict, self.rule) {
+            (Verdict::Unknown, Rule::Layout) => Some("--cpuid"),
+            (Verdict::Unknown, Rule::XfdInUse) => Some("--xfd"),
+            _ => None,
+        }
+    }
+}
+
 /// Looks at each rule.
 #[must_use]
 pub fn check(subject: &Subject) -> Vec<Finding> {
@@ -154,6 +197,7 @@ fn one(rule: Rule, subject: &Subject) -> (Verdict, String) {
     };
     match rule {
         Rule::Length => length(subject),
+        Rule::Layout => layout(subject),
         _ if !subject.has_header() => match rule {
             Rule::Xcr0 => legal_xcr0(subject),
             Rule::Xfd => xfd(subject),
@@ -191,6 +235,19 @@ fn length(subject: &Subject) -> (Verdict, String) {
         verdict(there >= needed),
         format!("{there} bytes; its CPUID needs {needed}"),
     )
+}
+
+fn layout(subject: &Subject) -> (Verdict, String) {
+    match (&subject.other_layout, &subject.layout.source) {
+        (Some(_), _) => (
+            Verdict::Unknown,
+            "two fit, which have components at different places; the guest's CPUID tells: give it \
+             with --cpuid"
+                .to_owned(),
+        ),
+        (None, Source::Guess(_)) => (Verdict::Holds, "of those known here".to_owned()),
+        (None, source) => (Verdict::Holds, source.to_string()),
+    }
 }
 
 fn format(subject: &Subject) -> (Verdict, String) {
@@ -329,4 +386,18 @@ fn xfd_in_use(subject: &Subject) -> (Verdict, String) {
 
 fn not_known(register: &str, option: &str) -> String {
     format!("{register} is not in the file; give it with {option}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What KVM does with each of the areas that it is given: tests/kvm_live.rs.
+    #[test]
+    fn each_rule_has_a_danger_of_its_own() {
+        let mut said: Vec<_> = Rule::ALL.into_iter().map(Rule::danger).collect();
+        said.sort_unstable();
+        said.dedup();
+        assert_eq!(said.len(), Rule::ALL.len());
+    }
 }

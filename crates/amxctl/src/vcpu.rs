@@ -137,6 +137,8 @@ pub struct Subject {
     pub area: Vec<u8>,
     /// Where the components lie.
     pub layout: Known<Layout>,
+    /// Where they lie if not there: another layout that fits as well, where it is a guess.
+    pub other_layout: Option<Layout>,
     /// The CPUID that the layout is from, if it is from one.
     pub cpuid: Option<Table>,
     /// XCR0.
@@ -161,6 +163,7 @@ impl Vcpu {
             Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf))
                 .map_err(|source| SubjectError::Layout { owner, source })
         };
+        let mut other_layout = None;
         let (layout, cpuid) = match (&given.cpuid, self.places) {
             (Some((table, by)), _) => {
                 let layout = Known {
@@ -174,6 +177,7 @@ impl Vcpu {
             (None, Places::Unknown) => {
                 let guess = guess::layout(&self.area)
                     .map_err(|source| SubjectError::NoGuess { owner, source })?;
+                other_layout = guess.other;
                 (Known::guess(guess.layout, &guess.why), None)
             }
         };
@@ -194,6 +198,7 @@ impl Vcpu {
             owner,
             area: self.area,
             layout,
+            other_layout,
             cpuid,
             xcr0,
             xfd: known(given.xfd, self.xfd, "--xfd"),

@@ -50,6 +50,64 @@ fn a_core_dump_with_a_larger_area_than_there_can_be_is_refused() {
     assert!(error.contains("at most 65536 are possible"), "{error}");
 }
 
+#[test]
+fn a_snapshot_with_a_larger_area_than_there_can_be_is_refused() {
+    let with_extra = |words: usize| {
+        let file = common::cloud_hypervisor(|state| {
+            state["Kvm"]["xsave"]["extra"] = vec![0; words].into();
+        });
+        open_bytes(&file)
+    };
+    let most = 65_536 / 4 - 1024;
+    assert_eq!(with_extra(most).unwrap().vcpus[0].area.len(), 65_536);
+    let error = with_extra(most + 1).unwrap_err().to_string();
+    assert!(error.contains("at most 15360 words"), "{error}");
+}
+
+#[test]
+fn a_snapshot_with_more_vcpus_than_there_can_be_is_refused() {
+    let vcpu = r#"{"snapshot_data":{"state":""}}"#;
+    let vcpus: Vec<String> = (0..5000).map(|id| format!("\"{id}\":{vcpu}")).collect();
+    let vcpus = vcpus.join(",");
+    let file = format!(r#"{{"snapshots":{{"cpu-manager":{{"snapshots":{{{vcpus}}}}}}}}}"#);
+    let error = open_bytes(file.as_bytes()).unwrap_err().to_string();
+    assert!(error.contains("at most 4096 vCPUs"), "{error}");
+}
+
+/// An ELF core whose program headers would be 15 GB of a hole in the file: with a limit on its memory
+/// the tool dies if it takes them.
+#[test]
+fn a_core_dump_of_holes_takes_no_memory() {
+    let mut start = fixture("process.core")[..64].to_vec();
+    let (headers, sections) = (1u64 << 28, 64u64);
+    start[32..40].copy_from_slice(&128u64.to_le_bytes());
+    start[40..48].copy_from_slice(&sections.to_le_bytes());
+    // e_phnum is PN_XNUM; e_shentsize, e_shnum.
+    start[56..58].copy_from_slice(&0xffffu16.to_le_bytes());
+    start[58..60].copy_from_slice(&64u16.to_le_bytes());
+    start[60..62].copy_from_slice(&1u16.to_le_bytes());
+    start.resize(128, 0);
+    // sh_info of the first section header.
+    start[64 + 44..64 + 48].copy_from_slice(&(headers as u32).to_le_bytes());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("holes.core");
+    std::fs::write(&path, &start).unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    if let Err(error) = file.set_len(128 + headers * 56) {
+        println!("skipped: no files of 15 GB here: {error}");
+        return;
+    }
+    let output = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 1000000; exec \"$0\" inspect \"$1\""])
+        .arg(snapbox::cmd::cargo_bin("amxctl"))
+        .arg(&path)
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("there are 268435456"), "{said}");
+}
+
 /// One file of each format.
 static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(files);
 

@@ -5,8 +5,9 @@ use std::fmt;
 
 use cpuid_amx::{Entry, Table};
 use serde::Deserialize;
-use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use xsave_state::XFeatures;
+use xsave_state::layout::MAX_AREA_BYTES;
 
 use super::OpenError;
 use crate::bytes;
@@ -16,14 +17,28 @@ const IA32_XFD: u32 = 0x1c4;
 const IA32_XFD_ERR: u32 = 0x1c5;
 /// Words of kvm_xsave.
 const REGION_WORDS: usize = 1024;
+/// Words that an area may have behind them.
+const EXTRA_WORDS: usize = MAX_AREA_BYTES / 4 - REGION_WORDS;
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX.
 const SIGNIFICANT_INDEX: u32 = 1;
 
-/// One snapshot of a tree of them.
+/// CONFIG_KVM_MAX_NR_VCPUS is at most 4,096.
+const MAX_VCPUS: usize = 4096;
+
+/// The snapshot of all vCPUs.
+#[derive(Deserialize)]
+struct Manager {
+    #[serde(default)]
+    snapshots: States,
+}
+
+/// That of each vCPU, by its number.
+#[derive(Default)]
+struct States(BTreeMap<u32, String>);
+
+/// One of them. What may be below it is not read.
 #[derive(Deserialize)]
 struct Node {
-    #[serde(default)]
-    snapshots: BTreeMap<String, Node>,
     #[serde(default)]
     snapshot_data: Option<Data>,
 }
@@ -35,7 +50,7 @@ struct Data {
 
 /// Of the tree only the branch of the vCPUs is read.
 struct Root {
-    cpu_manager: Option<Node>,
+    cpu_manager: Option<Manager>,
 }
 
 #[derive(Deserialize)]
@@ -71,10 +86,14 @@ struct Msr {
 
 #[derive(Deserialize)]
 struct Xsave {
-    region: Vec<u32>,
+    region: Words<REGION_WORDS>,
     #[serde(default)]
-    extra: Vec<u32>,
+    extra: Words<EXTRA_WORDS>,
 }
+
+/// At most so many words: of a number that the file has two bytes for, four are kept.
+#[derive(Default)]
+struct Words<const MAX: usize>(Vec<u32>);
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
     let top: Top = serde_json::from_slice(bytes).map_err(|e| json(&e, bytes, "the file".into()))?;
@@ -85,12 +104,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
         return Err(OpenError::OtherJson { keys: top.keys });
     };
     let mut vcpus = Vec::new();
-    for (name, node) in manager.snapshots {
-        let (Ok(id), Some(data)) = (name.parse::<u32>(), node.snapshot_data) else {
-            continue;
-        };
-        let state: VcpuState = serde_json::from_str(&data.state)
-            .map_err(|e| json(&e, data.state.as_bytes(), format!("the state of vCPU {id}")))?;
+    for (id, text) in manager.snapshots.0 {
+        let state: VcpuState = serde_json::from_str(&text)
+            .map_err(|e| json(&e, text.as_bytes(), format!("the state of vCPU {id}")))?;
         vcpus.push(vcpu(id, &state.kvm)?);
     }
     Ok(vcpus)
@@ -98,15 +114,15 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
 
 fn vcpu(id: u32, state: &KvmState) -> Result<Vcpu, OpenError> {
     let xsave = &state.xsave;
-    if xsave.region.len() != REGION_WORDS {
+    if xsave.region.0.len() != REGION_WORDS {
         return Err(OpenError::Field {
             vcpu: id,
             field: "words in xsave.region",
             expected: REGION_WORDS,
-            found: xsave.region.len(),
+            found: xsave.region.0.len(),
         });
     }
-    let words = xsave.region.iter().chain(&xsave.extra);
+    let words = xsave.region.0.iter().chain(&xsave.extra.0);
     let area = words.flat_map(|word| word.to_le_bytes()).collect();
     let table: Table = state.cpuid.iter().map(CpuidEntry::entry).collect();
     let msr = |index| {
@@ -203,6 +219,67 @@ impl<'de> Deserialize<'de> for Root {
             }
         }
         deserializer.deserialize_map(RootVisitor)
+    }
+}
+
+impl<'de> Deserialize<'de> for States {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct StatesVisitor;
+        impl<'de> Visitor<'de> for StatesVisitor {
+            type Value = States;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the snapshots of vCPUs")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<States, A::Error> {
+                let mut states = BTreeMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    let Ok(id) = name.parse() else {
+                        map.next_value::<IgnoredAny>()?;
+                        continue;
+                    };
+                    if let Some(data) = map.next_value::<Node>()?.snapshot_data {
+                        states.insert(id, data.state);
+                    }
+                    if states.len() > MAX_VCPUS {
+                        let message = format!("expected at most {MAX_VCPUS} vCPUs");
+                        return Err(A::Error::custom(message));
+                    }
+                }
+                Ok(States(states))
+            }
+        }
+        deserializer.deserialize_map(StatesVisitor)
+    }
+}
+
+impl<'de, const MAX: usize> Deserialize<'de> for Words<MAX> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct WordsVisitor<const MAX: usize>;
+        impl<'de, const MAX: usize> Visitor<'de> for WordsVisitor<MAX> {
+            type Value = Words<MAX>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(
+                    f,
+                    "at most {MAX} words, for an area of at most {MAX_AREA_BYTES} bytes"
+                )
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Words<MAX>, A::Error> {
+                let mut words = Vec::new();
+                while let Some(word) = list.next_element()? {
+                    if words.len() >= MAX {
+                        let found = words.len().saturating_add(1);
+                        return Err(A::Error::invalid_length(found, &self));
+                    }
+                    words.push(word);
+                }
+                Ok(Words(words))
+            }
+        }
+        deserializer.deserialize_seq(WordsVisitor)
     }
 }
 

@@ -21,6 +21,9 @@ use crate::vcpu::{Owner, Places, Vcpu};
 const NT_X86_XSAVE_LAYOUT: u32 = 0x205;
 /// `pr_pid` of elf_prstatus on x86-64.
 const PR_PID: usize = 32;
+/// One for each mapping, of which a process has at most 65,530 unless vm.max_map_count says otherwise;
+/// databases set it to 262,144. They are kept in memory, 56 bytes for each.
+const MAX_PROGRAM_HEADERS: u32 = 1 << 20;
 /// Bytes of x86_xfeat_component: type, size, offset and flags.
 const COMPONENT_BYTES: usize = 16;
 
@@ -57,6 +60,17 @@ pub(super) fn read(file: impl ReadCacheOps) -> Result<Vec<Vcpu>, OpenError> {
         return Err(kind(18, "machine 62", format!("machine {machine:?}")));
     }
     let table_at = header.e_phoff(endian);
+    // PN_XNUM: a count that e_phnum has no place for is in the first section header.
+    let headers = header
+        .phnum(endian, data)
+        .map_err(at(table_at, "the number of program headers"))?;
+    if headers > MAX_PROGRAM_HEADERS {
+        return Err(OpenError::Elf {
+            offset: table_at,
+            what: "the program headers",
+            message: format!("there are {headers}; at most {MAX_PROGRAM_HEADERS} are read"),
+        });
+    }
     let segments = header
         .program_headers(endian, data)
         .map_err(at(table_at, "the program headers"))?;

@@ -1,6 +1,7 @@
 //! The command line.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use xsave_state::XFeatures;
@@ -10,9 +11,9 @@ use crate::screen::Color;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  yes: the host is ready, the states are the same, the state can be restored
-  1  no: it is not, they differ, it cannot
+  1  no: it is not, they differ, it cannot, or an option is missing to judge it
   2  trouble: a file that cannot be read, an option that does not exist
-  3  check: ready, but a fix is missing or something is worth knowing";
+  3  check: ready, but a known fix is missing";
 
 /// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
 ///
@@ -34,6 +35,21 @@ pub(crate) struct Cli {
     pub(crate) color: Color,
     #[command(subcommand)]
     pub(crate) command: Command,
+}
+
+/// `--json` before clap has parsed it: errors of the command line are JSON then, too.
+pub(crate) fn wants_json(args: impl Iterator<Item = OsString>) -> bool {
+    args.take_while(|arg| arg != "--")
+        .any(|arg| arg == "--json")
+}
+
+/// What clap says of the command line, without usage and advice.
+pub(crate) fn plain_error(error: &clap::Error) -> anyhow::Error {
+    let text = error.to_string();
+    let first = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = first.split_whitespace().collect();
+    let words = words.join(" ");
+    anyhow::Error::msg(words.trim_start_matches("error: ").to_owned())
 }
 
 #[derive(Debug, Subcommand)]
@@ -80,6 +96,13 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// Whether standard output is for what is converted, and reports go to standard error.
+    pub(crate) fn writes_to_stdout(&self) -> bool {
+        matches!(self, Self::Convert(args) if args.output == Path::new("-"))
+    }
+}
+
 const CHECK: &str = "\
 It exits with 0 when the host is ready, with 3 when it is but for a known fix,
 and with 1 when it is not. No root is needed where the user may open /dev/kvm.
@@ -118,7 +141,9 @@ Examples:
 
 const COMPAT: &str = "\
 It exits with 1 when the guest of A cannot run on B, and with 0 when it can,
-be it with something hidden from it or with its states in B's layout.
+be it with something hidden from it or with its states in B's layout. What a
+saved state does not say is guessed and said to be a guess; where that cannot
+be, it exits with 1 and names the option that helps.
 
 Examples:
   amxctl compat node-17.json icelake.json
@@ -148,7 +173,8 @@ Examples:
 const VERIFY: &str = "\
 Each rule that a host depends on is checked first; a state that breaks one is
 refused whatever the host. Then, whether that host can hold it. It exits with
-1 when the state must not, or cannot, be restored.
+1 when the state must not, or cannot, be restored, and when the file does not
+say enough: then it names the option that does.
 
 Examples:
   amxctl verify snapshot --on node-17.json
@@ -188,6 +214,18 @@ pub(crate) struct GivenArgs {
     /// IA32_XFD_ERR of the guest, MSR 0x1c5
     #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
     pub(crate) xfd_err: Option<XFeatures>,
+}
+
+impl GivenArgs {
+    pub(crate) fn any(&self) -> bool {
+        let Self {
+            cpuid,
+            xcr0,
+            xfd,
+            xfd_err,
+        } = self;
+        cpuid.is_some() || xcr0.or(*xfd).or(*xfd_err).is_some()
+    }
 }
 
 #[derive(Debug, Args)]
@@ -240,6 +278,8 @@ pub(crate) struct CompatArgs {
     /// The description of the host
     #[arg(value_name = "B")]
     pub(crate) host: PathBuf,
+    #[command(flatten)]
+    pub(crate) given: GivenArgs,
 }
 
 #[derive(Debug, Args)]
@@ -302,7 +342,7 @@ pub(crate) struct ConvertArgs {
     /// Lay it out for a guest with this CPUID, as `cpuid -r` prints it, or for the host of this description
     #[arg(long, value_name = "FILE")]
     pub(crate) layout: Option<PathBuf>,
-    /// Let this be lost: a component (XTILEDATA), mxcsr, xcr0, xfd, tile-config, or disabled (what IA32_XFD disables); may be repeated
+    /// Let this be lost: a component (XTILEDATA), mxcsr, xcr0, xfd, tile-config, disabled (what IA32_XFD disables), or unsupported (what its CPUID has not); may be repeated
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) allow: Vec<String>,
     #[command(flatten)]

@@ -1,11 +1,10 @@
 //! `amxctl compat`: whether the guest of A runs on B, every reason why not, and what would help.
 
 use std::fmt::Write;
-use std::path::Path;
 
 use amxctl::vcpu::Owner;
-use amxctl::{Given, OpenError, Subject};
-use anyhow::Context;
+use amxctl::{OpenError, Subject};
+use anyhow::{Context, bail};
 use cpuid_amx::compat::{self, Compatibility, Guest, Reason, Remedy, Verdict};
 use cpuid_amx::{CpuidTable, FeatureSet, Host, Table};
 use serde_json::{Value, json};
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 use crate::cli::CompatArgs;
 use crate::load::{self, Loaded};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, host};
+use crate::{Answer, Outcome, guesses, host, verify};
 
 /// A guest, from what there is of it.
 enum Source {
@@ -24,21 +23,30 @@ enum Source {
 }
 
 pub(crate) fn run(args: &CompatArgs, json: bool) -> anyhow::Result<Outcome> {
-    let guest = source(&args.guest)?;
+    let guest = source(args)?;
     let host = host::read(&args.host)?;
-    let judged = match &guest {
-        Source::Cpuid(table) => {
+    let saved: &[Subject] = match &guest {
+        Source::Cpuid(_) => &[],
+        Source::Saved(loaded) => &loaded.subjects,
+    };
+    let refused = verify::refused(saved);
+    let missing = verify::missing(refused.iter().flat_map(|(_, findings)| findings));
+    let judged = match (&guest, &missing) {
+        (Source::Cpuid(table), _) => {
             let sees = FeatureSet::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
-            Judged::of(&compat::check(Guest::new(&sees), &host), &[])
+            Some(Judged::of(&compat::check(Guest::new(&sees), &host), &[]))
         }
-        Source::Saved(loaded) => Judged::saved(&loaded.subjects, &host),
+        // What would tell is not known.
+        (Source::Saved(_), Some(_)) => None,
+        (Source::Saved(loaded), None) => Some(Judged::saved(&loaded.subjects, &host)),
     };
     let name = args.guest.display().to_string();
     let text = if json {
-        let mut value = judged.as_json();
+        let mut value = judged.as_ref().map_or_else(unknown_json, Judged::as_json);
         if let Some(map) = value.as_object_mut() {
             map.insert("guest".to_owned(), name.into());
             map.insert("host".to_owned(), host.name.clone().into());
+            map.insert("vcpus".to_owned(), verify::vcpus_json(saved));
         }
         serde_json::to_string_pretty(&value)? + "\n"
     } else {
@@ -46,32 +54,71 @@ pub(crate) fn run(args: &CompatArgs, json: bool) -> anyhow::Result<Outcome> {
             Source::Cpuid(_) => "a new guest of",
             Source::Saved(_) => "the guest in",
         };
-        let verdict = judged.mark().paint(&judged.verdict.to_string());
-        format!(
-            "{what} {} on {}: {verdict}\n{}",
+        let verdict = match (&judged, &missing) {
+            (Some(judged), _) => judged.mark().paint(&judged.verdict.to_string()),
+            (None, options) => {
+                let options = options.as_deref().unwrap_or_default();
+                Mark::Unknown.paint(&format!("cannot be judged: give {options}"))
+            }
+        };
+        let mut text = format!(
+            "{what} {} on {}: {verdict}\n",
             screen::title(&name),
             screen::title(&host.name),
-            judged.text()
-        )
+        );
+        text.push_str(&guesses::text(saved));
+        match &judged {
+            Some(judged) => text.push_str(&judged.text()),
+            None => text.push_str(&verify::findings(&refused)),
+        }
+        text
     };
+    let runs = judged.is_some_and(|judged| judged.verdict != Verdict::No);
     Ok(Outcome {
         text,
-        answer: if judged.verdict == Verdict::No {
-            Answer::No
-        } else {
-            Answer::Yes
-        },
+        answer: if runs { Answer::Yes } else { Answer::No },
     })
 }
 
 /// A saved state, a host whose guests get all that there is, or a dump of CPUID.
-fn source(path: &Path) -> anyhow::Result<Source> {
-    let all_of = |path: &Path| -> anyhow::Result<Source> { Ok(Source::Cpuid(load::cpuid(path)?)) };
-    match amxctl::open(path, &mut |_, _| {}) {
-        Err(OpenError::HostDescription | OpenError::CpuidDump) => all_of(path),
+fn source(args: &CompatArgs) -> anyhow::Result<Source> {
+    let path = &args.guest;
+    match load::snapshot(path) {
+        Err(OpenError::HostDescription | OpenError::CpuidDump) => {
+            if args.given.any() {
+                bail!(
+                    "{}: this is no saved state, and says all that there is to say: --cpuid, --xcr0, \
+                     --xfd and --xfd-err are for what a saved state does not say",
+                    path.display()
+                );
+            }
+            if !path.is_file() {
+                bail!(
+                    "{}: CPUID, or a host's description, in a pipe, which can be read only once: write \
+                     it to a file first",
+                    path.display()
+                );
+            }
+            Ok(Source::Cpuid(load::cpuid(path)?))
+        }
         Err(error) => Err(error).with_context(|| path.display().to_string()),
-        Ok(_) => Ok(Source::Saved(load::load(path, &[], &Given::default())?)),
+        Ok(snapshot) => {
+            let given = load::given(&args.given)?;
+            let loaded = load::subjects(path, snapshot, &[], &given)?;
+            Ok(Source::Saved(loaded))
+        }
     }
+}
+
+/// For machines, where nothing can be said.
+fn unknown_json() -> Value {
+    json!({
+        "verdict": "unknown",
+        "relayout": false,
+        "hide": false,
+        "reasons": [],
+        "shared": [],
+    })
 }
 
 /// A comparison in words.
@@ -191,7 +238,7 @@ impl Judged {
     pub(crate) fn as_json(&self) -> Value {
         let (verdict, relayout, hide) = match self.verdict {
             Verdict::Runs => ("runs", false, false),
-            Verdict::RunsAfter { relayout, hide } => ("runs-after", relayout, hide),
+            Verdict::RunsAfter { relayout, hide } => ("runs_after", relayout, hide),
             _ => ("no", false, false),
         };
         json!({

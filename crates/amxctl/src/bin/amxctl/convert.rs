@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::path::Path;
 
+use amxctl::Subject;
 use amxctl::vcpu::Owner;
-use amxctl::{Source, Subject};
 use anyhow::{Context, bail};
 use serde_json::json;
 use xsave_state::relayout::{Allowed, RelayoutError, relayout};
@@ -15,7 +15,7 @@ use xsave_state::{ComponentId, ExtendedState, Layout, XFeatures};
 
 use crate::cli::{ConvertArgs, To};
 use crate::screen::{self, Mark};
-use crate::{Outcome, load};
+use crate::{Outcome, guesses, load};
 
 /// What may be lost.
 #[derive(Default)]
@@ -61,6 +61,7 @@ pub(crate) fn run(args: &ConvertArgs, json: bool) -> anyhow::Result<Outcome> {
     let to_stdout = args.output == Path::new("-");
     if to_stdout {
         std::io::stdout().write_all(&bytes)?;
+        screen::speak_on_stderr();
     } else {
         std::fs::write(&args.output, &bytes).with_context(|| args.output.display().to_string())?;
     }
@@ -88,6 +89,10 @@ fn convert(
              wrong with that. Give it with --xfd (0 if the guest has not)"
         );
     }
+    // Raw bytes stay where they are unless they are laid out anew.
+    if to != To::Raw || target.is_some() {
+        guesses::only_one_layout(subject)?;
+    }
     let (state, mut changes) = valid(subject, allow)?;
     let state = match target {
         None => state,
@@ -97,18 +102,15 @@ fn convert(
             relaid.state
         }
     };
-    let mut guesses = Vec::new();
-    if let Source::Guess(why) = &subject.layout.source {
-        guesses.push(format!("the layout: {why}"));
-    }
-    if let (Source::Guess(why), true) = (&subject.xcr0.source, to != To::Raw) {
-        guesses.push(format!("XCR0 {:#x}: {why}", subject.xcr0.value.bits()));
+    let mut guessed: Vec<String> = guesses::layout(subject).into_iter().collect();
+    if to != To::Raw {
+        guessed.extend(guesses::registers(subject));
     }
     Ok(Converted {
         owner: subject.owner,
         state,
         changes,
-        guesses,
+        guesses: guessed,
     })
 }
 
@@ -296,6 +298,7 @@ fn as_json(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> anyhow:
         .iter()
         .map(|one| {
             json!({
+                "owner": one.owner.to_string(),
                 "id": one.owner.id(),
                 "changes": one.changes,
                 "guesses": one.guesses,
@@ -308,4 +311,22 @@ fn as_json(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> anyhow:
         "vcpus": vcpus,
     });
     Ok(serde_json::to_string_pretty(&value)? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_help_names_every_kind_of_loss() {
+        let cli = crate::cli::Cli::command();
+        let convert = cli.find_subcommand("convert").unwrap();
+        let allow = convert.get_arguments().find(|arg| arg.get_id() == "allow");
+        let help = allow.unwrap().get_help().unwrap().to_string();
+        for (kind, _) in KINDS {
+            assert!(help.contains(kind), "{kind}: {help}");
+        }
+    }
 }

@@ -4,13 +4,14 @@ use std::fmt::Write;
 
 use amxctl::Subject;
 use amxctl::diff::{ComponentDiff, Diff, PartDiff, RegisterDiff, Use, diff};
+use anyhow::Context;
 use serde_json::{Value, json};
 use xsave_state::XFeatures;
 
 use crate::cli::DiffArgs;
 use crate::load::{self, Loaded};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome};
+use crate::{Answer, Outcome, guesses};
 
 /// Of each component, without --all: so many rows of sixteen bytes.
 const SHOWN_ROWS: usize = 8;
@@ -19,14 +20,14 @@ const ROW: usize = 16;
 
 /// What there is to say of one vCPU.
 enum Pair<'a> {
-    Both(&'a Subject, Diff),
+    Both(&'a Subject, &'a Subject, Diff),
     OnlyFirst(&'a Subject),
     OnlySecond(&'a Subject),
 }
 
 impl Pair<'_> {
     fn same(&self) -> bool {
-        matches!(self, Self::Both(_, diff) if diff.is_empty())
+        matches!(self, Self::Both(.., diff) if diff.is_empty())
     }
 }
 
@@ -34,6 +35,12 @@ pub(crate) fn run(args: &DiffArgs, json: bool) -> anyhow::Result<Outcome> {
     let given = load::given(&args.given)?;
     let first = load::load(&args.first, &args.vcpu, &given)?;
     let second = load::load(&args.second, &args.vcpu, &given)?;
+    for loaded in [&first, &second] {
+        for subject in &loaded.subjects {
+            guesses::only_one_layout(subject)
+                .with_context(|| format!("{}: {}", loaded.name, subject.owner))?;
+        }
+    }
     let pairs = pairs(&first, &second);
     let same = pairs.iter().all(Pair::same);
     let text = if json {
@@ -54,17 +61,18 @@ pub(crate) fn run(args: &DiffArgs, json: bool) -> anyhow::Result<Outcome> {
     })
 }
 
-/// By identifier; a thread of a core dump has another one in each, so two single ones are compared.
+/// By identifier. Two single ones are compared whatever theirs: a thread has another one in each core
+/// dump, and a raw area or a state has none of its own.
 fn pairs<'a>(first: &'a Loaded, second: &'a Loaded) -> Vec<Pair<'a>> {
     if let ([first], [second]) = (&*first.subjects, &*second.subjects) {
-        return vec![Pair::Both(first, diff(first, second))];
+        return vec![Pair::Both(first, second, diff(first, second))];
     }
     let find = |all: &'a [Subject], id: u32| all.iter().find(|s| s.owner.id() == id);
     let mut pairs: Vec<Pair<'a>> = first
         .subjects
         .iter()
         .map(|ours| match find(&second.subjects, ours.owner.id()) {
-            Some(theirs) => Pair::Both(ours, diff(ours, theirs)),
+            Some(theirs) => Pair::Both(ours, theirs, diff(ours, theirs)),
             None => Pair::OnlyFirst(ours),
         })
         .collect();
@@ -95,8 +103,16 @@ fn text(first: &Loaded, second: &Loaded, pairs: &[Pair<'_>], all: bool) -> Strin
             }
             // Of a thousand of them one line is enough.
             Pair::Both(..) if pair.same() && same > 1 => {}
-            Pair::Both(subject, diff) => {
-                let title = screen::title(&subject.owner.to_string());
+            Pair::Both(first, second, diff) => {
+                let owner = if first.owner == second.owner {
+                    first.owner.to_string()
+                } else {
+                    format!(
+                        "{} in the first, {} in the second",
+                        first.owner, second.owner
+                    )
+                };
+                let title = screen::title(&owner);
                 if diff.is_empty() {
                     let mark = screen::mark(Mark::Good);
                     let _ = writeln!(text, "\n{title} {mark} the same state");
@@ -262,10 +278,19 @@ fn plus(text: &str) -> String {
 
 fn pair_json(pair: &Pair<'_>) -> Value {
     match pair {
-        Pair::OnlyFirst(subject) => json!({ "id": subject.owner.id(), "only_in": "first" }),
-        Pair::OnlySecond(subject) => json!({ "id": subject.owner.id(), "only_in": "second" }),
-        Pair::Both(subject, diff) => json!({
-            "id": subject.owner.id(),
+        Pair::OnlyFirst(subject) => json!({
+            "first": screen::owner_json(subject.owner),
+            "second": null,
+            "same": false,
+        }),
+        Pair::OnlySecond(subject) => json!({
+            "first": null,
+            "second": screen::owner_json(subject.owner),
+            "same": false,
+        }),
+        Pair::Both(first, second, diff) => json!({
+            "first": screen::owner_json(first.owner),
+            "second": screen::owner_json(second.owner),
             "same": diff.is_empty(),
             "registers": diff.registers.iter().map(|register| json!({
                 "name": register.name,
@@ -287,7 +312,7 @@ fn component_json(component: &ComponentDiff) -> Value {
     let word = |one: Use| match one {
         Use::Absent => "absent",
         Use::Initial => "initial",
-        Use::InUse => "in-use",
+        Use::InUse => "in_use",
     };
     json!({
         "number": component.id.number(),

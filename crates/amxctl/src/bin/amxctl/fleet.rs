@@ -11,7 +11,7 @@ use cpuid_amx::baseline::Lines;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::{BaselineArgs, MergeArgs};
-use crate::screen::{self, Mark};
+use crate::screen;
 use crate::{Outcome, load};
 
 mod show;
@@ -50,12 +50,11 @@ pub(crate) fn baseline(args: &BaselineArgs, json: bool) -> anyhow::Result<Outcom
     input.bar.finish_and_clear();
     if input.broken > 0 {
         let broken = usize::try_from(input.broken).unwrap_or(usize::MAX);
-        eprintln!(
-            "{} {} left out, the first of them {}",
-            Mark::Warning.paint("warning:"),
+        screen::warning(&format!(
+            "{} left out, the first of them {}",
             screen::count(broken, "line"),
-            screen::plain(&input.first_broken.unwrap_or_default())
-        );
+            input.first_broken.unwrap_or_default()
+        ));
     }
     say(&lines.into_fleet(), args.tally, json)
 }

@@ -292,6 +292,7 @@ fn vcpu_json(subject: &Subject) -> Value {
         json!({
             "value": format!("{:#x}", known.value.bits()),
             "source": source(&known.source),
+            "why": why(&known.source),
         })
     };
     let components: Vec<Value> = user_components(subject)
@@ -335,6 +336,7 @@ fn vcpu_json(subject: &Subject) -> Value {
         "layout": {
             "bytes": subject.layout.value.standard_size(),
             "source": source(&subject.layout.source),
+            "why": why(&subject.layout.source),
         },
         "components": components,
         "rules": rules_json(&rules::check(subject)),
@@ -351,5 +353,13 @@ fn source(source: &Source) -> &str {
         Source::File => "file",
         Source::Given(_) => "option",
         Source::Guess(_) => "guess",
+    }
+}
+
+/// Why a guess was made, or by which option it was given.
+fn why(source: &Source) -> Option<&str> {
+    match source {
+        Source::File => None,
+        Source::Given(why) | Source::Guess(why) => Some(why),
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use amxctl::{Given, Snapshot, Subject, open};
+use amxctl::{Given, OpenError, Snapshot, Subject, open};
 use anyhow::{Context, bail};
 use cpuid_amx::{CpuidTable, Table};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -26,18 +26,32 @@ pub(crate) struct Loaded {
 
 /// Opens a saved state: all of its vCPUs, or those of `only`.
 pub(crate) fn load(path: &Path, only: &[u32], given: &Given) -> anyhow::Result<Loaded> {
-    let name = path.display().to_string();
+    let snapshot = snapshot(path).with_context(|| path.display().to_string())?;
+    subjects(path, snapshot, only, given)
+}
+
+/// Opens a saved state.
+pub(crate) fn snapshot(path: &Path) -> Result<Snapshot, OpenError> {
     let mut bar: Option<ProgressBar> = None;
     let snapshot = open(path, &mut |done, all| {
         if all > SLOW_BYTES {
             bar.get_or_insert_with(|| bytes_bar(all)).set_position(done);
         }
-    })
-    .with_context(|| name.clone());
+    });
     if let Some(bar) = bar {
         bar.finish_and_clear();
     }
-    let mut snapshot = snapshot?;
+    snapshot
+}
+
+/// The vCPUs of an opened state: all, or those of `only`.
+pub(crate) fn subjects(
+    path: &Path,
+    mut snapshot: Snapshot,
+    only: &[u32],
+    given: &Given,
+) -> anyhow::Result<Loaded> {
+    let name = path.display().to_string();
     let there: Vec<u32> = snapshot.vcpus.iter().map(|vcpu| vcpu.owner.id()).collect();
     if let Some(missing) = only.iter().find(|id| !there.contains(id)) {
         bail!("{name}: no vCPU {missing}; there are {}", ids(&there));

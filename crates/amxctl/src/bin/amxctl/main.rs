@@ -15,6 +15,7 @@ mod compat;
 mod convert;
 mod diff;
 mod fleet;
+mod guesses;
 mod host;
 mod inspect;
 mod load;
@@ -57,31 +58,41 @@ impl Outcome {
 
 fn main() -> ExitCode {
     let color = screen::color_of(std::env::args_os());
-    let matches = Cli::command().color(color.for_clap()).get_matches();
-    let cli = match Cli::from_arg_matches(&matches) {
+    let parsed = Cli::command()
+        .color(color.for_clap())
+        .try_get_matches()
+        .and_then(|matches| Cli::from_arg_matches(&matches));
+    let cli = match parsed {
         Ok(cli) => cli,
+        // --help and --version are no errors.
+        Err(error) if error.use_stderr() && cli::wants_json(std::env::args_os()) => {
+            return trouble(&cli::plain_error(&error), true);
+        }
         Err(error) => error.exit(),
     };
     cli.color.apply();
     let outcome = match run(&cli) {
         Ok(outcome) => outcome,
-        Err(error) => {
-            screen::error(&error);
-            return ExitCode::from(2);
-        }
+        Err(error) => return trouble(&error, cli.json && !cli.command.writes_to_stdout()),
     };
     match io::stdout().write_all(outcome.text.as_bytes()) {
         // Whoever reads has seen enough.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            screen::error(&error.into());
-            ExitCode::from(2)
-        }
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => trouble(&error.into(), false),
         _ => match outcome.answer {
             Answer::Yes => ExitCode::SUCCESS,
             Answer::No => ExitCode::from(1),
             Answer::Warning => ExitCode::from(3),
         },
     }
+}
+
+/// Says what is wrong: to people, or to the machine that reads standard output.
+fn trouble(error: &anyhow::Error, json: bool) -> ExitCode {
+    // Where standard output is gone there is the exit code.
+    if !json || write!(io::stdout(), "{}", screen::error_json(error)).is_err() {
+        screen::error(error);
+    }
+    ExitCode::from(2)
 }
 
 fn run(cli: &Cli) -> anyhow::Result<Outcome> {

@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::fmt::Write;
 
+use amxctl::vcpu::Owner;
 use clap::ValueEnum;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use console::style;
+use serde_json::{Value, json};
 
 /// No wider, whatever the terminal: long lines are hard to read.
 const MAX_WIDTH: u16 = 110;
@@ -177,6 +179,11 @@ pub(crate) fn plain(text: &str) -> String {
         .collect()
 }
 
+/// Whose state it is, for machines: the same two keys wherever there is a vCPU.
+pub(crate) fn owner_json(owner: Owner) -> Value {
+    json!({ "owner": owner.to_string(), "id": owner.id() })
+}
+
 /// 11008 as 11,008.
 pub(crate) fn grouped(number: impl TryInto<u64>) -> String {
     indicatif::HumanCount(number.try_into().unwrap_or(u64::MAX)).to_string()
@@ -188,10 +195,26 @@ pub(crate) fn count(number: usize, what: &str) -> String {
     format!("{} {what}{plural}", grouped(number))
 }
 
+/// To standard error, beside what a command has to say.
+pub(crate) fn warning(text: &str) {
+    let warning = style("warning:").for_stderr().yellow();
+    eprintln!("{warning} {}", plain(text));
+}
+
+/// Text is made for standard error from here on: its colours are, and not those of standard output.
+pub(crate) fn speak_on_stderr() {
+    console::set_colors_enabled(console::colors_enabled_stderr());
+}
+
 /// To standard error, with all that led to it.
 pub(crate) fn error(error: &anyhow::Error) {
     let text = wrap(&plain(&chain(error)), ERROR.len().saturating_add(1));
     eprintln!("{} {}", style(ERROR).for_stderr().red().bold(), text.trim());
+}
+
+/// The same for machines.
+pub(crate) fn error_json(error: &anyhow::Error) -> String {
+    format!("{:#}\n", json!({ "error": plain(&chain(error)) }))
 }
 
 /// The causes, from the outermost; what one of them repeats of the one before is said once.

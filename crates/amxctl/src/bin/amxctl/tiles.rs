@@ -165,7 +165,7 @@ fn grouped<'a, 'b>(tiles: &'a [Tile<'b>]) -> impl Iterator<Item = &'a [Tile<'b>]
 fn picture(tile: &Tile<'_>) -> String {
     let mut text = String::new();
     let rows: Vec<&[u8]> = tile.bytes.chunks(tile.row_bytes.max(1)).collect();
-    // As many columns as there is room for; a column is the mean of what it stands for.
+    // As many columns as there is room for; a column is the largest byte of what it stands for.
     let room = screen::width()
         .saturating_sub(INDENT.saturating_add(2))
         .max(1);

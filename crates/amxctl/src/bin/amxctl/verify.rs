@@ -3,14 +3,14 @@
 use std::fmt::Write;
 
 use amxctl::Subject;
-use amxctl::rules::{self, Finding, Rule, Verdict};
+use amxctl::rules::{self, Finding};
 use cpuid_amx::compat;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::VerifyArgs;
 use crate::compat::Judged;
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, host, inspect, load};
+use crate::{Answer, Outcome, guesses, host, inspect, load};
 
 /// Text for no more vCPUs; JSON has them all.
 const SHOWN: usize = 16;
@@ -19,59 +19,35 @@ pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     let given = load::given(&args.given)?;
     let host = host::this_or(args.on.as_deref())?;
     let loaded = load::load(&args.file, &args.vcpu, &given)?;
-    let broken: Vec<(&Subject, Vec<Finding>)> = loaded
-        .subjects
-        .iter()
-        .map(|subject| (subject, refused(subject)))
-        .filter(|(_, findings)| !findings.is_empty())
-        .collect();
-    // What breaks a rule is refused whatever the host.
-    let judged = broken
-        .is_empty()
-        .then(|| Judged::saved(&loaded.subjects, &host));
-    let passes = judged
-        .as_ref()
-        .is_some_and(|judged| judged.verdict == compat::Verdict::Runs);
+    let refused = refused(&loaded.subjects);
+    let verdict = if refused.is_empty() {
+        Verdict::On(Judged::saved(&loaded.subjects, &host))
+    } else {
+        let findings = refused.iter().flat_map(|(_, findings)| findings);
+        match missing(findings) {
+            Some(options) => Verdict::Unknown(options),
+            // What breaks a rule is refused whatever the host.
+            None => Verdict::Nowhere,
+        }
+    };
+    let passes = verdict.passes();
     let text = if json {
-        let vcpus: Vec<_> = broken
-            .iter()
-            .map(|(subject, findings)| {
-                json!({
-                    "id": subject.owner.id(),
-                    "rules": inspect::rules_json(findings),
-                })
-            })
-            .collect();
         let value = json!({
             "file": loaded.name,
+            "format": loaded.snapshot.format.name(),
             "host": host.name,
+            "judged": !matches!(verdict, Verdict::Unknown(_)),
             "restorable": passes,
-            "refused": vcpus,
-            "compatibility": judged.as_ref().map(Judged::as_json),
+            "vcpus": vcpus_json(&loaded.subjects),
+            "compatibility": verdict.judged().map(Judged::as_json),
         });
         serde_json::to_string_pretty(&value)? + "\n"
     } else {
-        let verdict = match &judged {
-            None => Mark::Bad.paint("must not be restored, on any host"),
-            Some(_) if passes => console::style(format!("can be restored on {}", host.name))
-                .green()
-                .to_string(),
-            Some(judged) => {
-                let said = format!("cannot be restored on {} as it is", host.name);
-                judged.mark().paint(&said)
-            }
-        };
-        let mut text = format!("{}: {verdict}\n", screen::title(&loaded.name));
-        for (subject, findings) in broken.iter().take(SHOWN) {
-            let _ = writeln!(text, "\n{}", screen::title(&subject.owner.to_string()));
-            text.push_str(&inspect::findings(findings));
-        }
-        let more = broken.len().saturating_sub(SHOWN);
-        if more > 0 {
-            let note = format!("{more} more; --json has them");
-            let _ = writeln!(text, "\n{}", screen::dim(note));
-        }
-        if let Some(judged) = &judged {
+        let said = verdict.text(&host.name);
+        let mut text = format!("{}: {said}\n", screen::title(&loaded.name));
+        text.push_str(&guesses::text(&loaded.subjects));
+        text.push_str(&findings(&refused));
+        if let Some(judged) = verdict.judged() {
             text.push_str(&judged.text());
         }
         text
@@ -82,14 +58,114 @@ pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     })
 }
 
-/// The rules that are broken, or that protect the host and cannot be judged.
-fn refused(subject: &Subject) -> Vec<Finding> {
-    let findings = rules::check(subject).into_iter();
-    findings
-        .filter(|finding| {
-            // A state whose XFD nobody knows may be the one that takes its host down.
-            finding.verdict == Verdict::Broken
-                || finding.verdict == Verdict::Unknown && finding.rule == Rule::XfdInUse
+/// What there is to say in the first line.
+enum Verdict {
+    /// A rule is broken.
+    Nowhere,
+    /// No rule is known to be broken, and these options would tell.
+    Unknown(String),
+    /// No rule is broken; how the host takes it.
+    On(Judged),
+}
+
+impl Verdict {
+    fn judged(&self) -> Option<&Judged> {
+        match self {
+            Self::On(judged) => Some(judged),
+            Self::Nowhere | Self::Unknown(_) => None,
+        }
+    }
+
+    fn passes(&self) -> bool {
+        self.judged()
+            .is_some_and(|judged| judged.verdict == compat::Verdict::Runs)
+    }
+
+    fn text(&self, host: &str) -> String {
+        match self {
+            Self::Nowhere => Mark::Bad.paint("must not be restored, on any host"),
+            Self::Unknown(options) => {
+                Mark::Unknown.paint(&format!("cannot be judged: give {options}"))
+            }
+            Self::On(_) if self.passes() => console::style(format!("can be restored on {host}"))
+                .green()
+                .to_string(),
+            Self::On(judged) => {
+                let said = format!("cannot be restored on {host} as it is");
+                judged.mark().paint(&said)
+            }
+        }
+    }
+}
+
+/// The vCPUs that must not be restored, wherever, or of which nobody knows; and why not.
+pub(crate) fn refused(subjects: &[Subject]) -> Vec<(&Subject, Vec<Finding>)> {
+    let all = subjects.iter().map(|subject| (subject, refusing(subject)));
+    all.filter(|(_, findings)| !findings.is_empty()).collect()
+}
+
+/// What was guessed of each vCPU, and why it is refused.
+pub(crate) fn vcpus_json(subjects: &[Subject]) -> Value {
+    subjects
+        .iter()
+        .map(|subject| {
+            json!({
+                "owner": subject.owner.to_string(),
+                "id": subject.owner.id(),
+                "guesses": guesses::of(subject),
+                "refused": inspect::rules_json(&refusing(subject)),
+            })
         })
         .collect()
+}
+
+/// The reasons not to restore it, wherever.
+fn refusing(subject: &Subject) -> Vec<Finding> {
+    let findings = rules::check(subject).into_iter();
+    findings.filter(Finding::refuses).collect()
+}
+
+/// The options without which nothing can be said; `None` where none helps: a rule is broken in any
+/// case, or all hold.
+pub(crate) fn missing<'a>(findings: impl Iterator<Item = &'a Finding>) -> Option<String> {
+    let mut options = findings.map(Finding::option).collect::<Option<Vec<_>>>()?;
+    options.sort_unstable();
+    options.dedup();
+    (!options.is_empty()).then(|| options.join(" and "))
+}
+
+/// Each vCPU with the reasons not to restore it.
+pub(crate) fn findings(refused: &[(&Subject, Vec<Finding>)]) -> String {
+    let mut text = String::new();
+    for (subject, findings) in refused.iter().take(SHOWN) {
+        let _ = writeln!(text, "\n{}", screen::title(&subject.owner.to_string()));
+        text.push_str(&inspect::findings(findings));
+    }
+    let more = refused.len().saturating_sub(SHOWN);
+    if more > 0 {
+        let note = format!("{more} more; --json has them");
+        let _ = writeln!(text, "\n{}", screen::dim(note));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use amxctl::rules::{Rule, Verdict};
+
+    use super::*;
+
+    #[test]
+    fn what_is_broken_needs_no_option() {
+        let finding = |rule, verdict| Finding {
+            rule,
+            verdict,
+            values: String::new(),
+        };
+        let unknown = finding(Rule::XfdInUse, Verdict::Unknown);
+        let broken = finding(Rule::Length, Verdict::Broken);
+        let both = [unknown.clone(), unknown.clone()];
+        assert_eq!(missing(both.iter()).as_deref(), Some("--xfd"));
+        assert_eq!(missing([unknown, broken].iter()), None);
+    }
 }
