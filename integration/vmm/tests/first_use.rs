@@ -5,19 +5,10 @@ mod support;
 
 use amx_guest::Workload;
 use amx_guest::workload::check_armed;
-use amx_vmm::{Console, Doorbell, Ended, FirstUse, Host, Vm};
-use support::{LONG, finish, host};
+use amx_vmm::{Console, Doorbell, Ended, FirstUse, Vm};
+use support::lab::skip;
+use support::{LONG, amx_host, finish, host};
 use vcpu_realloc::kvm::Mode;
-
-/// The host, where its guests have AMX.
-fn amx_host() -> Option<Host> {
-    let host = host()?;
-    if host.layout().xfd().is_empty() {
-        println!("skipped: this host's guests have no AMX");
-        return None;
-    }
-    Some(host)
-}
 
 #[test]
 fn the_first_use_is_seen_and_the_guest_goes_through() {
@@ -54,7 +45,7 @@ fn the_first_use_is_seen_and_the_guest_goes_through() {
 fn a_watched_guest_that_arms_nothing_goes_through() {
     let Some(host) = host() else { return };
     let Some(kind) = host.best_kind() else {
-        println!("skipped: this host has nothing that the payloads use");
+        skip(&"this host has nothing that the payloads use");
         return;
     };
     let workloads = [Workload::new(kind, 3, 50)];

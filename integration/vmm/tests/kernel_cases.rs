@@ -14,7 +14,7 @@ use amx_guest::area::{self, DOORBELL_PORT};
 use amx_vmm::{Bus, BusError, Ended, Host, Snapshot, Vm};
 use cpuid_amx::{CpuidTable, GuestPermission, permission};
 use kvm_ioctls::Kvm;
-use support::{LONG, elsewhere, host, job};
+use support::{LONG, amx_host, elsewhere, job};
 use xsave_state::sanitize::{Change, Foreign, Losses, Policy, Target, sanitize};
 use xsave_state::{ComponentId, ExtendedState, Registers, StateError, XFeatures};
 
@@ -112,16 +112,6 @@ fn stage(host: &Host, vm: &mut Vm, number: u32) -> At {
         "stage {number}"
     );
     At { snapshot, area }
-}
-
-/// The host, where its guests have AMX.
-fn amx_host() -> Option<Host> {
-    let host = host()?;
-    if host.layout().xfd().is_empty() {
-        println!("skipped: this host's guests have no AMX");
-        return None;
-    }
-    Some(host)
 }
 
 fn passed(number: u32, what: &str) {

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::groups::Group;
-use crate::support;
+use crate::{support, trial};
 
 /// Before what is meant for the parent; the rest is the test harness's.
 const MARK: &str = "fault: ";
@@ -30,6 +30,7 @@ pub(crate) fn say(line: impl std::fmt::Display) {
 impl Process {
     pub(crate) fn start(group: Group, job: &str, stdin: impl Into<Stdio>) -> Self {
         let mut child = support::command(group.test(), job)
+            .env(trial::SLOWER, trial::slower_by().to_string())
             .stdin(stdin)
             .stdout(Stdio::piped())
             .spawn()

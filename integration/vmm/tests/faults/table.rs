@@ -8,6 +8,8 @@ use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, Table};
 
 use crate::groups::Group;
+pub(crate) use crate::support::lab::in_lab;
+use crate::trial;
 
 /// So many faults are promised on a machine that is not emulated.
 const PROMISED: usize = 300;
@@ -96,6 +98,7 @@ pub(crate) fn print(rows: &[Row]) {
         column.set_cell_alignment(CellAlignment::Right);
     }
     println!("{table}");
+    trial::assert_were_midway();
     assert_eq!(sum.count(Outcome::Lost), 0, "guests were lost");
     assert_eq!(sum.count(Outcome::Double), 0, "guests ran twice");
 }
@@ -120,11 +123,6 @@ pub(crate) fn check_all() {
         rows.iter().all(|row| row.faults() > 0),
         "a sort of faults was not tried"
     );
-}
-
-/// Whether this is the AMX lab, where all takes longer.
-pub(crate) fn in_lab() -> bool {
-    std::env::var_os("AMX_LAB").is_some()
 }
 
 /// Whether the fault with this number is tried: under emulation one of `share`.

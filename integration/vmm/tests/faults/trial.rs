@@ -2,6 +2,7 @@
 
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -10,10 +11,11 @@ use amx_vmm::migration::destination::Stream;
 use amx_vmm::migration::{
     MAX_THROTTLE_PERCENT, Options, ReceiveError, Received, Report, SendError, receive, send,
 };
-use amx_vmm::{Bus, Console, Ended, Host, Vm};
+use amx_vmm::{Bus, Console, Host, Vm};
 
-use crate::support;
-use crate::table::{self, Outcome};
+use crate::support::lab::in_lab;
+use crate::support::{self, midway};
+use crate::table::Outcome;
 
 /// Longer than any answer takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,25 +23,47 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// How many vCPUs each guest has. Under emulation there is one processor, and a second vCPU would start
 /// when the first has come to its end.
 pub(crate) fn vcpus() -> u8 {
-    if table::in_lab() { 1 } else { 2 }
+    if in_lab() { 1 } else { 2 }
 }
+
+/// Tells a process that a test has started how slow the guests are: it has not to find out again.
+pub(crate) const SLOWER: &str = "AMX_VMM_SLOWER";
 
 /// The tasks of all guests. They are the same, so that the model computes their results once.
 pub(crate) fn workloads(host: &Host) -> &'static [Workload] {
     static WORKLOADS: OnceLock<Vec<Workload>> = OnceLock::new();
     WORKLOADS.get_or_init(|| {
         let kind = kind(host);
-        // Long enough to be moved in the middle; with the waiting, which costs the model nothing, no
-        // longer than that.
-        let (rounds, factor) = match kind {
-            Kind::Tiles => (kind.default_rounds() / 2, 6),
-            _ => (kind.default_rounds() / 10, 12),
+        let rounds = match kind {
+            Kind::Tiles => kind.default_rounds() / 2,
+            _ => kind.default_rounds() / 10,
         };
         let workloads = support::workloads(kind, vcpus(), 31, rounds);
-        workloads
-            .into_iter()
-            .map(|workload| workload.slower(factor))
-            .collect()
+        // Long enough to be in the middle still when it has been moved; with the waiting, which costs the
+        // model nothing, and no longer than that.
+        midway::slower(&workloads, slower(host, &workloads))
+    })
+}
+
+/// How many times as long as they would, the guests wait in each round.
+pub(crate) fn slower_by() -> u64 {
+    if FACTOR.get().is_none() {
+        workloads(&support::host().expect("there is one"));
+    }
+    *FACTOR.get().expect("it is known with the tasks")
+}
+
+static FACTOR: OnceLock<u64> = OnceLock::new();
+
+fn slower(host: &Host, workloads: &[Workload]) -> u64 {
+    *FACTOR.get_or_init(|| match std::env::var(SLOWER) {
+        Ok(factor) => factor.parse().expect("a number"),
+        Err(_) => midway::outlasting(host, workloads, |mut vm| {
+            let (here, there) = pair();
+            let (sent, received) = moved(host, &mut vm, here, there, PATIENCE);
+            sent.expect("it is moved");
+            received.expect("it has come").vm
+        }),
     })
 }
 
@@ -49,23 +73,21 @@ pub(crate) fn kind(host: &Host) -> Kind {
 
 /// A guest in the middle of its work: what its results need is in its registers.
 pub(crate) fn guest(host: &Host) -> Vm {
-    let workloads = workloads(host);
-    let console = Console::default();
-    let slice = Duration::from_micros(if table::in_lab() { 200 } else { 2000 });
-    // A busy machine may let a vCPU come to its end before another one begins.
-    for _ in 0..100 {
-        let mut vm = Vm::boot(host, kind(host), workloads).expect("the guest boots");
-        while vm.run(&console, slice).expect("it runs") == Ended::Stopped {
-            if vm
-                .capture(host)
-                .expect("it is captured")
-                .is_midway(workloads)
-            {
-                return vm;
-            }
-        }
-    }
-    panic!("no guest is ever in the middle of its work");
+    let guest = (0..10).find_map(|_| midway::caught(host, workloads(host)));
+    guest.expect("a guest is in the middle of its work").vm
+}
+
+/// How many guests were let run to their end, and how many of them had come to it before: in the slice of time
+/// that a source runs its guest in.
+static COMPUTED_ON: AtomicUsize = AtomicUsize::new(0);
+static WERE_DONE: AtomicUsize = AtomicUsize::new(0);
+
+/// That guests compute on where they are is no claim about guests that have nothing left to compute.
+pub(crate) fn assert_were_midway() {
+    let [all, done] = [&COMPUTED_ON, &WERE_DONE].map(|count| count.load(Ordering::SeqCst));
+    println!("{all} guests were let compute on, and {done} of them had nothing left to compute");
+    // A busy machine may stop one too late.
+    assert!(done <= all / 20, "{done} of {all}");
 }
 
 /// Lets it run to the end: right results.
@@ -74,6 +96,9 @@ pub(crate) fn assert_computes_on(host: &Host, vm: Vm) {
 }
 
 pub(crate) fn assert_computes_on_with(host: &Host, mut vm: Vm, bus: &impl Bus) {
+    let is_midway = midway::is_midway(host, &vm, workloads(host));
+    COMPUTED_ON.fetch_add(1, Ordering::SeqCst);
+    WERE_DONE.fetch_add(usize::from(!is_midway), Ordering::SeqCst);
     let mut slices = 0;
     // Where KVM has the interrupt controllers, it does not say that a vCPU has halted.
     while !is_done(&vm) {

@@ -6,9 +6,15 @@
     reason = "no test program uses all of it; small numbers"
 )]
 
+pub(crate) mod lab;
+pub(crate) mod midway;
+
+use std::io::{ErrorKind, Read};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use amx_guest::report::Wish;
 use amx_guest::{Kind, Workload};
@@ -17,6 +23,7 @@ use amx_vmm::linux::initramfs;
 use amx_vmm::linux::log::{Log, Up};
 use amx_vmm::snapshot::AtStop;
 use amx_vmm::{Console, Ended, Host, HostError, Linux, Snapshot, Vm};
+use lab::skip;
 use xsave_state::XFeatures;
 
 /// Where the lab's tests find what `amx-lab guest-kernel` has written.
@@ -31,11 +38,21 @@ pub(crate) fn host() -> Option<Host> {
     match Host::probe() {
         Ok(host) => Some(host),
         Err(error @ (HostError::NoKvm { .. } | HostError::Permission { .. })) => {
-            println!("skipped: {error}");
+            skip(&error);
             None
         }
         Err(error) => panic!("{error}"),
     }
+}
+
+/// The host where its guests have AMX, or `None` with a line that says what was skipped and why.
+pub(crate) fn amx_host() -> Option<Host> {
+    let host = host()?;
+    if !host.layout().user().contains(XFeatures::AMX) {
+        skip(&"guests of this host have no AMX");
+        return None;
+    }
+    Some(host)
 }
 
 /// `vcpus` tasks with different inputs.
@@ -62,29 +79,13 @@ pub(crate) fn finish(vm: &mut Vm, workloads: &[Workload]) -> Vec<Vec<String>> {
 
 /// A guest of `kind` stopped in the middle, with its tasks.
 pub(crate) fn stopped(host: &Host, kind: Kind, vcpus: u8, seed: u64) -> (Snapshot, Vec<Workload>) {
-    let workloads = workloads(kind, vcpus, seed, kind.default_rounds());
-    let mut vm = Vm::boot(host, kind, &workloads).expect("the guest boots");
-    let console = Console::default();
-    // A busy machine may not have let each vCPU get to its first round.
-    loop {
-        let ended = vm
-            .run(&console, Duration::from_millis(5))
-            .expect("the guest runs");
-        assert_eq!(ended, Ended::Stopped, "the guest was stopped in the middle");
-        let snapshot = vm.capture(host).expect("it can be captured");
-        if snapshot.is_midway(&workloads) {
-            return (snapshot, workloads);
-        }
-    }
+    let guest = midway::midway(host, &workloads(kind, vcpus, seed, kind.default_rounds()));
+    (guest.snapshot, guest.workloads)
 }
 
 /// The host and a Linux guest for it, or `None` with a line that says what was skipped and why.
 pub(crate) fn linux_guest() -> Option<(Host, Linux)> {
-    let host = host()?;
-    if !host.layout().user().contains(XFeatures::AMX) {
-        println!("skipped: guests of this host have no AMX");
-        return None;
-    }
+    let host = amx_host()?;
     let kernel = Path::new(GUEST_KERNEL).join(amx_lab::VMLINUX);
     if !kernel.is_file() {
         println!(
@@ -182,6 +183,19 @@ pub(crate) struct Elsewhere {
 }
 
 impl Elsewhere {
+    /// The connection that it makes, unless it ends before.
+    pub(crate) fn comes_to(&mut self, listener: &UnixListener) -> UnixStream {
+        let process = &mut self.process;
+        accept(listener, || {
+            let ended = process.try_wait().expect("it can be asked")?;
+            let mut said = String::new();
+            if let Some(stderr) = &mut process.stderr {
+                let _ = stderr.read_to_string(&mut said);
+            }
+            Some(format!("{ended}\n{said}"))
+        })
+    }
+
     /// Waits for its end; it has to pass.
     pub(crate) fn passes(self) -> String {
         let output = self.process.wait_with_output().expect("it ends");
@@ -195,6 +209,39 @@ impl Elsewhere {
             String::from_utf8_lossy(&output.stderr)
         );
         text
+    }
+}
+
+/// So long a connection is waited for.
+const COMES: Duration = Duration::from_secs(60);
+/// So long nobody looks whether it is there.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// The connection that comes to `listener`.
+///
+/// # Panics
+///
+/// In time, where none comes; and before that, where `never` says why none will.
+pub(crate) fn accept(
+    listener: &UnixListener,
+    mut never: impl FnMut() -> Option<String>,
+) -> UnixStream {
+    listener.set_nonblocking(true).expect("it is a socket");
+    let deadline = Instant::now() + COMES;
+    loop {
+        match listener.accept() {
+            Ok((stream, _)) => {
+                stream.set_nonblocking(false).expect("it is a socket");
+                return stream;
+            }
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+            Err(error) => panic!("nobody can come: {error}"),
+        }
+        if let Some(why) = never() {
+            panic!("nobody will come: {why}");
+        }
+        assert!(Instant::now() < deadline, "nobody has come in {COMES:?}");
+        thread::sleep(LOOK);
     }
 }
 
