@@ -354,8 +354,8 @@ fn it_is_moved_over_sockets_while_it_computes() {
         return;
     };
     let listener = UnixListener::bind(socket(next)).expect("the path is free");
-    let destination = start_elsewhere(name, &next.to_string());
-    let (stream, _) = listener.accept().expect("the destination comes");
+    let mut destination = start_elsewhere(name, &next.to_string());
+    let stream = destination.comes_to(&listener);
     let options = Options {
         patience,
         ..Options::default()

@@ -18,11 +18,13 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
-use support::{host, linux_guest};
+use support::{accept, host, linux_guest};
 use tempfile::TempDir;
 
 /// Nothing here takes longer, also under emulation.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// A guest of which nothing is heard for so long does not work.
+const STANDS_STILL: Duration = Duration::from_secs(30);
 
 /// The program, or `None` with a line that says what was skipped and why.
 fn program() -> Option<&'static Path> {
@@ -144,25 +146,25 @@ fn status(program: &Path, control: &str) -> Value {
 
 /// Waits until the guest is up and each process of it has been right, once more than `before`.
 fn works(program: &Path, control: &str, before: &Value) -> Value {
-    let mut now = Value::Null;
-    for _ in 0..100 {
-        now = status(program, control);
+    let deadline = Instant::now() + STANDS_STILL;
+    loop {
+        let now = status(program, control);
+        assert_eq!(now["verdict"]["right"], true, "{now:#}");
         let processes = now["verdict"]["processes"].as_array().expect("a list");
         let before = before["verdict"]["processes"].as_array();
         let done = |number: usize, process: &Value| {
             let before = before.and_then(|before| before[number]["rounds_here"].as_u64());
             process["rounds_here"].as_u64() > before.or(Some(0)) || !process["lacks"].is_null()
         };
-        if (0..)
+        let all = (0..)
             .zip(processes)
-            .all(|(number, process)| done(number, process))
-        {
-            break;
+            .all(|(number, process)| done(number, process));
+        if all && !processes.is_empty() {
+            assert_eq!(now["state"], "running", "{now:#}");
+            return now;
         }
+        assert!(Instant::now() < deadline, "the guest stands still: {now:#}");
     }
-    assert_eq!(now["verdict"]["right"], true, "{now:#}");
-    assert_eq!(now["state"], "running", "{now:#}");
-    now
 }
 
 /// Kinds of messages: docs of `migration::frame`.
@@ -176,7 +178,7 @@ fn between(at: &str, to: &str, hears_commit: bool) -> thread::JoinHandle<()> {
     let listener = UnixListener::bind(at).expect("the path is free");
     let destination = UnixStream::connect(to).expect("it waits");
     thread::spawn(move || {
-        let (mut source, _) = listener.accept().expect("the source comes");
+        let mut source = accept(&listener, || None);
         let (back, mut answered) = (
             destination.try_clone().expect("a socket"),
             source.try_clone().expect("a socket"),
@@ -243,8 +245,8 @@ fn a_guest_that_may_be_elsewhere_stands_still_until_the_operator_decides() {
                 "300",
             ],
         );
-        relay.join().expect("it does not panic");
         assert_eq!(output.status.code(), Some(4), "{output:?}");
+        relay.join().expect("it does not panic");
         let told = events(&output);
         assert_eq!(named(&told, "undecided").len(), 1, "{told:#?}");
         assert_eq!(source.event("undecided"), *named(&told, "undecided")[0]);
@@ -315,12 +317,12 @@ fn a_guest_is_sent_saved_restored_and_stopped_by_hand() {
     );
     let listener = UnixListener::bind(&socket).expect("the path is free");
     let stranger = thread::spawn(move || {
-        let (mut stream, _) = listener.accept().expect("the source comes");
+        let mut stream = accept(&listener, || None);
         stream.write_all(&[0xff; 64]).expect("it listens");
     });
     let output = run(program, &["send", &socket, "--control", &here, "--json"]);
-    stranger.join().expect("it has written");
     assert_eq!(output.status.code(), Some(3), "{output:?}");
+    stranger.join().expect("it has written");
     let refused = events(&output);
     assert_eq!(named(&refused, "not_moved").len(), 1, "{refused:#?}");
     std::fs::remove_file(&socket).expect("it is ours");
