@@ -499,7 +499,9 @@ fn destination(host: &Host) -> Vec<Row> {
     for at in (0..offer.content.len()).step_by((offer.content.len() / 100).max(1) * step) {
         let mut changed = offer.clone();
         changed.content[at] ^= 0xff;
-        before.add(answered(host, &changed.to_bytes()));
+        let (outcome, undecided) = answered(host, &changed.to_bytes());
+        assert!(!undecided, "byte {at} of the Offer");
+        before.add(outcome);
     }
     for place in 0..answers.len() {
         let said = answers[..place].concat();
@@ -521,27 +523,31 @@ fn destination(host: &Host) -> Vec<Row> {
                 content,
             }
             .to_bytes();
-            row.add(answered(host, &[said.as_slice(), &message].concat()));
+            let (outcome, undecided) = answered(host, &[said.as_slice(), &message].concat());
+            // Whole, with a right checksum, and no word that the destination has not the guest.
+            assert_eq!(
+                undecided,
+                place == 2,
+                "{} as answer {place}",
+                frame::name(kind)
+            );
+            row.add(outcome);
         }
         for cut in [0, 1, HEADER_BYTES - 1] {
-            row.add(answered(
-                host,
-                &[said.as_slice(), &answers[place][..cut]].concat(),
-            ));
+            let cut = &answers[place][..cut];
+            row.add(answered(host, &[said.as_slice(), cut].concat()).0);
         }
         for kind in [2, 3, 6, 8, u32::MAX] {
             let header = [kind, number, u32::MAX, 0].map(u32::to_le_bytes);
-            row.add(answered(
-                host,
-                &[said.as_slice(), header.as_flattened()].concat(),
-            ));
+            row.add(answered(host, &[said.as_slice(), header.as_flattened()].concat()).0);
         }
     }
     vec![before, behind]
 }
 
-/// What becomes of a guest whose source gets this answer to all that it says.
-fn answered(host: &Host, bytes: &[u8]) -> Outcome {
+/// What becomes of a guest whose source gets this answer to all that it says; and whether that source knows that
+/// it does not know who has it.
+fn answered(host: &Host, bytes: &[u8]) -> (Outcome, bool) {
     let (here, there) = trial::pair();
     let mut vm = trial::guest(host);
     let sent = thread::scope(|scope| {
@@ -563,12 +569,10 @@ fn answered(host: &Host, bytes: &[u8]) -> Outcome {
             |_| {},
         )
     });
-    match sent {
-        Ok(_) => Outcome::Lost,
-        // It stands still until somebody has looked: there is none, so it may run here.
-        Err(SendError::Undecided | _) => {
-            trial::assert_computes_on(host, vm);
-            Outcome::Stays
-        }
-    }
+    let Err(error) = sent else {
+        return (Outcome::Lost, false);
+    };
+    // Where it stands still until somebody has looked: there is none, so it may run here.
+    trial::assert_computes_on(host, vm);
+    (Outcome::Stays, matches!(error, SendError::Undecided))
 }
