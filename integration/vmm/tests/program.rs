@@ -1,6 +1,12 @@
 //! `amx-vmm` as an operator uses it: two processes and the orders to them.
 //!
 //! With a guest in the AMX lab, where the program has to be passed along; what needs no guest, anywhere.
+//!
+//! ```sh
+//! cargo lab guest-kernel FOLDER
+//! AMX_LAB_MEMORY=1024 AMX_LAB_FILES=FOLDER:/boot/guest,$PWD/target/x86_64-unknown-linux-gnu/debug/amx-vmm \
+//!     cargo lab cargo test --package amx-vmm --test program
+//! ```
 
 #![allow(clippy::indexing_slicing)]
 
