@@ -74,9 +74,9 @@ impl Machine {
         })
     }
 
-    /// Makes as many vCPUs as a destination needs that has none yet, with their CPUID.
-    pub(crate) fn create_others(&self, vcpus: usize) {
-        drop(create(&self.kvm, &self.supported, vcpus as u64));
+    /// As many vCPUs as a destination needs that has none yet, with their CPUID.
+    pub(crate) fn others(&self, vcpus: usize) -> impl Sized + use<> {
+        create(&self.kvm, &self.supported, vcpus as u64)
     }
 
     /// A guest that computes without AMX, and one that uses everything.

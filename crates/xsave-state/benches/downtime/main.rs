@@ -138,10 +138,13 @@ fn one(
             &mut |from, to| blobs.phase(from, to, Format::Json),
             turns / 4,
         ),
-        ratio(
-            "to create the VM and its vCPUs with their CPUID, and drop them / the ioctls alone",
-            &mut |from, _| from.create_others(vcpus),
+        Ratio::in_turns_of(
             turns / 4,
+            &name("to create a VM and its vCPUs with their CPUID / the ioctls alone"),
+            1,
+            || from.others(vcpus),
+            1,
+            || blobs.phase(from, to, Format::None),
         ),
     ]
 }
