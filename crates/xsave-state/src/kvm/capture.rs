@@ -34,8 +34,8 @@ pub struct Capture<'a> {
 ///
 /// `layout` is that of the vCPU's own CPUID, [with the host's MXCSR
 /// mask](Layout::with_mxcsr_mask_of): where that CPUID hides what the host's processor has, a guest
-/// could otherwise keep itself from being captured. An exit that is still to be completed must be completed
-/// before: call KVM_RUN with `immediate_exit` until it gives EINTR.
+/// could otherwise keep itself from being captured. An exit that is still to be completed must be
+/// completed before: call KVM_RUN with `immediate_exit` until it gives EINTR.
 ///
 /// # Errors
 ///
