@@ -1,7 +1,7 @@
 //! Saved before, in the middle of, and after growth, and gone on in another VM.
 
 use vcpu_realloc::Answer;
-use vcpu_realloc::kvm::{Handled, Mode, ObserveError, Options};
+use vcpu_realloc::kvm::{Handled, Mode, ObserveError, Options, RewindError};
 
 use crate::boot::{AMX, boot};
 use crate::machine::{ARMED, Command, MSR_IA32_XFD, Machine, NONE, Stop, TILES, guest};
@@ -86,6 +86,27 @@ fn saved_in_the_middle_of_growth_the_write_is_repeated_there() {
         assert!(vm.tiles_are_right(0));
         assert_eq!(vm.word(0, guest::GP_COUNT), 0);
     }
+}
+
+/// (On a host without AMX see `exits`.)
+#[test]
+fn a_rewinding_that_failed_in_the_middle_of_growth_can_be_resumed() {
+    let Some(mut machine) = booted() else { return };
+    assert_eq!(machine.step(0), CLEARED);
+    let waiting = machine.handle(0, 0, &mut Answer::Later).unwrap();
+    assert!(matches!(waiting, Handled::Waiting(_)));
+    let vcpu = &mut machine.vcpus[0];
+    // As in `exits`.
+    vcpu.fd.get_kvm_run().kvm_valid_regs = 1 << 31;
+    let error = vcpu.handler.rewind(&mut vcpu.fd).unwrap_err();
+    assert!(matches!(error, RewindError::Run(errno) if errno.errno() == libc::EINVAL));
+    vcpu.fd.get_kvm_run().kvm_valid_regs = 0;
+    assert!(vcpu.handler.is_waiting());
+    let _ = machine.resume(0, &mut Answer::Grant).unwrap();
+    assert_eq!(machine.step(0), Stop::Bell(3));
+    assert_eq!(machine.step(0), Stop::Bell(4));
+    assert!(machine.tiles_are_right(0));
+    assert_eq!(machine.word(0, guest::GP_COUNT), 0);
 }
 
 /// The control: a VMM that completes pending exits and does not rewind gives its guest a fault.
