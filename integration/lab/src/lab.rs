@@ -586,3 +586,54 @@ impl Way {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::Path;
+
+    use super::*;
+    use crate::machine::tests::{HANG, in_time, played_by};
+
+    /// A reader that waits until the process is gone whose number it is given.
+    struct WaitsForTheEnd;
+
+    impl Write for WaitsForTheEnd {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            let process = Path::new("/proc").join(String::from_utf8_lossy(bytes).trim());
+            while process.exists() {
+                std::thread::yield_now();
+            }
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_limit_holds_while_output_is_not_taken() {
+        in_time(|| {
+            let folder = tempfile::tempdir().unwrap();
+            let program = folder.path().join("program");
+            std::fs::write(&program, crate::boot_image::INIT).unwrap();
+            std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).unwrap();
+            let job = Job::new(&program).unwrap();
+            let script = format!(
+                r"printf '\1\0\0\0\0\0\0\0' >&4; printf '\2\0\0\0\10\0\0\0%8d' $$ >&4; {HANG}"
+            );
+            let machine = played_by(&script, Duration::from_secs(3600));
+            let mut lab = Lab::from_link(Box::new(machine)).unwrap();
+            let limit = Duration::from_millis(10);
+            let error = lab
+                .run(&job, Streams::to(WaitsForTheEnd, io::sink()), Some(limit))
+                .unwrap_err();
+            assert!(
+                matches!(error, LabError::TimedOut { limit: was } if was == limit),
+                "{error}"
+            );
+            assert!(!lab.is_usable());
+        });
+    }
+}

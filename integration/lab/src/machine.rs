@@ -266,7 +266,7 @@ pub(crate) mod tests {
     pub(crate) fn in_time<T: Send + 'static>(f: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = std::sync::mpsc::channel();
         std::thread::spawn(move || sender.send(f()));
-        receiver.recv_timeout(Duration::from_secs(20)).unwrap()
+        receiver.recv_timeout(Duration::from_secs(10)).unwrap()
     }
 
     /// Lines on the console.
