@@ -85,7 +85,10 @@ static WERE_DONE: AtomicUsize = AtomicUsize::new(0);
 /// That guests compute on where they are is no claim about guests that have nothing left to compute.
 pub(crate) fn assert_were_midway() {
     let [all, done] = [&COMPUTED_ON, &WERE_DONE].map(|count| count.load(Ordering::SeqCst));
-    println!("{all} guests were let compute on, and {done} of them had nothing left to compute");
+    println!(
+        "{all} guests were let compute on, and {done} of them had nothing left to compute; they wait {} times as long",
+        slower_by()
+    );
     // A busy machine may stop one too late.
     assert!(done <= all / 20, "{done} of {all}");
 }
