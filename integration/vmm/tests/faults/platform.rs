@@ -17,6 +17,7 @@ pub(crate) struct State {
     pub(crate) vcpus: Vec<Vcpu>,
     /// xsave-state's container.
     pub(crate) extended: Vec<u8>,
+    pub(crate) tsc_khz: Option<u32>,
     pub(crate) platform: Option<Platform>,
 }
 
