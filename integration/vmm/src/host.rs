@@ -35,6 +35,7 @@ pub struct Host {
     xsave_size: usize,
     msr_indices: Vec<u32>,
     tsc_khz: Option<u32>,
+    scales_tsc: bool,
 }
 
 /// A capability of KVM that this project uses.
@@ -100,6 +101,7 @@ impl Host {
         let others = read_msrs(&vcpu, &others.collect::<Vec<u32>>()).map_err(HostError::Create)?;
         msr_indices.extend(others.iter().map(|msr| msr.index));
         Ok(Self {
+            scales_tsc: kvm.check_extension(Cap::TscControl),
             kvm,
             cpuid,
             guest_cpuid,
@@ -184,6 +186,12 @@ impl Host {
     #[must_use]
     pub fn tsc_khz(&self) -> Option<u32> {
         self.tsc_khz
+    }
+
+    /// Whether a vCPU's TSC can have another frequency: KVM_CAP_TSC_CONTROL.
+    #[must_use]
+    pub fn scales_tsc(&self) -> bool {
+        self.scales_tsc
     }
 
     /// KVM_CAP_XSAVE2 in bytes, with the permission as it is.

@@ -1,7 +1,7 @@
 //! Puts the state of a snapshot into a new VM.
 //!
-//! In this order: permission (when the [`Host`] was probed), VM, all vCPUs, each with its CPUID; then for one
-//! after the other special registers, the extended state with XFD and XCR0 (its order is xsave-state's),
+//! In this order: permission (when the [`Host`] was probed), VM, all vCPUs, each with its CPUID, then the frequency
+//! of their TSCs; then for one after the other special registers, the extended state with XFD and XCR0 (its order is xsave-state's),
 //! the local APIC, other MSRs (of which the TSC deadline starts the APIC's timer), the rest; at last
 //! interrupt controllers, timer and clock.
 
@@ -63,6 +63,10 @@ impl Vm {
             return Ok(());
         };
         let mut buffer = XsaveBuffer::new(XsaveSize::query(&self.fd, first)?);
+        // Before their TSCs are set, of which KVM otherwise thinks in ticks of this host.
+        for (vcpu, fd) in (0..).zip(&self.vcpus).filter(|_| host.scales_tsc()) {
+            scale_tsc(fd, snapshot.tsc_khz).map_err(|cause| RestoreError::Vcpu { vcpu, cause })?;
+        }
         set_tsc_apart(first, &state.msrs).map_err(|cause| RestoreError::Vcpu { vcpu: 0, cause })?;
         for (index, (vcpu, state)) in (0..).zip(self.vcpus.iter().zip(&snapshot.vcpus)) {
             restore_vcpu(vcpu, state, &mut buffer)
@@ -100,6 +104,20 @@ fn restore_vcpu(fd: &VcpuFd, state: &VcpuState, buffer: &mut XsaveBuffer) -> Res
         .map_err(failed("KVM_SET_VCPU_EVENTS"))?;
     fd.set_mp_state(state.mp_state.into())
         .map_err(failed("KVM_SET_MP_STATE"))
+}
+
+/// Gives the TSC the frequency that the guest knows, where KVM can.
+fn scale_tsc(fd: &VcpuFd, tsc_khz: Option<u32>) -> Result<(), VcpuCause> {
+    match tsc_khz {
+        Some(khz) if fd.get_tsc_khz().ok() != Some(khz) => {
+            let failed = |error| VcpuCause::Ioctl {
+                ioctl: "KVM_SET_TSC_KHZ",
+                error,
+            };
+            fd.set_tsc_khz(khz).map_err(failed)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Takes the TSC of a new VM far away from where `msrs` will put it.

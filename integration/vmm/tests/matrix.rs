@@ -43,6 +43,15 @@ fn every_kernel_to_every_kernel() {
         "rounds here",
         "the guest's verdict",
     ]);
+    // What a guest sees that any of them may have to go on with.
+    let others = Kernel::ALL.map(|kernel| {
+        let place = Place::with(kernel);
+        let (described, _) = carrier.run(place, Kernel::default(), None, &Task::Describe);
+        described.description.expect("it was asked for")
+    });
+    let boot = Task::Boot(Boot {
+        others: others.into(),
+    });
     let mut rows = 0;
     for source in Kernel::ALL {
         for guest in GUESTS {
@@ -50,7 +59,6 @@ fn every_kernel_to_every_kernel() {
             if guest != Kernel::default() && source != Kernel::default() {
                 continue;
             }
-            let boot = Task::Boot(Boot::default());
             let (booted, snapshot) = carrier.run(Place::with(source), guest, None, &boot);
             let snapshot = snapshot.expect("the guest was stopped");
             let live: XFeatures = booted.live();

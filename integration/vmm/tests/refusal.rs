@@ -240,7 +240,10 @@ fn what_every_guest_relies_on() {
 
     if let Some(guest_khz) = guest.host.tsc_khz() {
         let host_khz = guest_khz / 10 * 11;
-        let tsc = guest.refused("a faster TSC", |offer| offer.tsc_khz = Some(host_khz));
+        let tsc = guest.refused("a faster TSC that is not scaled", |offer| {
+            offer.tsc_khz = Some(host_khz);
+            offer.scales_tsc = false;
+        });
         assert_eq!(
             tsc,
             [Reason::Tsc {

@@ -27,6 +27,8 @@ pub struct Offer {
     pub msrs: Vec<u32>,
     /// KVM_GET_TSC_KHZ of a vCPU that was not told otherwise; `None` where KVM does not know.
     pub tsc_khz: Option<u32>,
+    /// A vCPU's TSC can have another frequency.
+    pub scales_tsc: bool,
 }
 
 /// A guest that wants to move.
@@ -47,6 +49,7 @@ impl Offer {
             memory_bytes: MAX_MEMORY_BYTES,
             msrs: host.msr_indices().to_vec(),
             tsc_khz: host.tsc_khz(),
+            scales_tsc: host.scales_tsc(),
         }
     }
 
@@ -74,6 +77,7 @@ impl Offer {
             });
         }
         if let Some((guest_khz, host_khz)) = guest.tsc_khz.zip(self.tsc_khz)
+            && !self.scales_tsc
             && !same_frequency(guest_khz, host_khz)
         {
             reasons.push(Reason::Tsc {
@@ -138,6 +142,7 @@ pub(super) mod tests {
             memory_bytes: 64 << 12,
             msrs: msrs.collect(),
             tsc_khz: Some(2_000_000),
+            scales_tsc: false,
         }
     }
 
@@ -210,6 +215,11 @@ pub(super) mod tests {
             }]
         );
         assert_eq!(less(|offer| offer.tsc_khz = None), []);
+        let scaled = less(|offer| {
+            offer.tsc_khz = Some(2_100_000);
+            offer.scales_tsc = true;
+        });
+        assert_eq!(scaled, []);
         assert_eq!(
             less(|offer| offer.msrs.clear()),
             [0, 1].map(|vcpu| Reason::Msr {

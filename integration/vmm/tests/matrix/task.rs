@@ -37,8 +37,8 @@ pub(crate) const VECTORS: XFeatures = XFeatures::AVX;
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Boot {
-    /// Hosts that it will go on on. It is stopped with live vectors then, and with live tiles where it goes
-    /// on on hosts like this one.
+    /// Hosts that it will go on on. It is stopped with live tiles where all of them have AMX, and otherwise with
+    /// live vectors.
     pub(crate) others: Vec<cpuid_amx::Host>,
 }
 
@@ -164,7 +164,11 @@ impl Boot {
         let module = fs::read(folder.join(amx_lab::MSR_MODULE)).expect("it was sent along");
         let mut linux = Linux::new(folder.join(amx_lab::VMLINUX));
         linux.initramfs = initramfs::with_init(&[(amx_lab::MSR_MODULE, &module)]);
-        let live = if self.others.is_empty() {
+        let has_tiles = |other: &cpuid_amx::Host| {
+            let features = other.guest_features();
+            features.user().contains(XFeatures::XTILEDATA)
+        };
+        let live = if self.others.iter().all(has_tiles) {
             XFeatures::XTILEDATA
         } else {
             VECTORS
