@@ -17,6 +17,10 @@ use crate::registers::{CpuidEntry, Msr};
 use crate::snapshot::{AtStop, Snapshot, VcpuState};
 use crate::vm::Vm;
 
+/// As many as KVM_GET_MSRS and KVM_SET_MSRS take: fewer than MAX_IO_MSRS, which is 256
+/// (arch/x86/kvm/x86.c, msr_io).
+pub(crate) const MSRS_AT_ONCE: usize = 255;
+
 impl Vm {
     /// Reads everything that another process needs to go on with a bare guest.
     ///
@@ -137,9 +141,7 @@ pub(crate) fn read_msrs(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<Msr>, errno:
     let mut values = Vec::with_capacity(wanted.len());
     let mut rest = wanted.as_slice();
     while let Some((_, after_first)) = rest.split_first() {
-        let chunk = rest
-            .get(..kvm_bindings::KVM_MAX_MSR_ENTRIES)
-            .unwrap_or(rest);
+        let chunk = rest.get(..MSRS_AT_ONCE).unwrap_or(rest);
         let Ok(mut msrs) = Msrs::from_entries(chunk) else {
             return Err(errno::Error::new(nix::libc::E2BIG));
         };
@@ -222,6 +224,25 @@ mod tests {
         (0x2ff, 0xc06),
         (0x400, u64::MAX),
     ];
+
+    /// However long the lists of MSRs become. On live KVM.
+    #[test]
+    fn any_number_of_msrs_is_read() {
+        let host = match Host::probe() {
+            Ok(host) => host,
+            Err(error) => {
+                println!("skipped: {error}");
+                return;
+            }
+        };
+        let kind = host.best_kind().unwrap();
+        let vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
+        // IA32_TSC, which every vCPU has.
+        for count in [254, 255, 256, 257, 600] {
+            let read = read_msrs(&vm.vcpus[0], &vec![0x10; count]).unwrap();
+            assert_eq!(read.len(), count);
+        }
+    }
 
     /// On live KVM.
     #[test]

@@ -11,7 +11,7 @@ use thiserror::Error;
 use vmm_sys_util::errno;
 use xsave_state::kvm::{self, XsaveBuffer, XsaveSize, XsaveSizeError};
 
-use crate::capture::{is_extended_state, read_msrs};
+use crate::capture::{MSRS_AT_ONCE, is_extended_state, read_msrs};
 use crate::fit::Unfit;
 use crate::host::Host;
 use crate::memory::MemoryError;
@@ -147,7 +147,7 @@ fn write_msrs(fd: &VcpuFd, msrs: &[Msr]) -> Result<(), VcpuCause> {
 fn set_msrs(fd: &VcpuFd, msrs: impl Iterator<Item = Msr>) -> Result<(), VcpuCause> {
     let failed = |ioctl| move |error| VcpuCause::Ioctl { ioctl, error };
     let msrs: Vec<kvm_msr_entry> = msrs.map(Into::into).collect();
-    for chunk in msrs.chunks(kvm_bindings::KVM_MAX_MSR_ENTRIES) {
+    for chunk in msrs.chunks(MSRS_AT_ONCE) {
         let Ok(list) = Msrs::from_entries(chunk) else {
             let error = errno::Error::new(nix::libc::E2BIG);
             return Err(failed("KVM_SET_MSRS")(error));
