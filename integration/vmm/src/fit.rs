@@ -2,7 +2,7 @@
 //!
 //! What there is to say of AMX and of the extended state, `cpuid-amx` says ([`compat::check`], with
 //! `xsave-state`'s layouts behind it). The other reasons are about what a destination offers
-//! ([`Offer`](crate::migration::Offer)).
+//! ([`Offer`]).
 
 use std::fmt;
 
