@@ -214,6 +214,7 @@ mod tests {
     use amx_guest::Workload;
 
     use super::*;
+    use crate::host::tests::live;
 
     /// IA32_MTRR_PHYSBASE0, IA32_MTRR_PHYSMASK0, IA32_MTRR_FIX64K_00000, IA32_MTRR_DEF_TYPE, and
     /// IA32_MC0_CTL, with values that a guest may write.
@@ -228,13 +229,7 @@ mod tests {
     /// However long the lists of MSRs become. On live KVM.
     #[test]
     fn any_number_of_msrs_is_read() {
-        let host = match Host::probe() {
-            Ok(host) => host,
-            Err(error) => {
-                println!("skipped: {error}");
-                return;
-            }
-        };
+        let Some(host) = live() else { return };
         let kind = host.best_kind().unwrap();
         let vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
         // IA32_TSC, which every vCPU has.
@@ -247,13 +242,7 @@ mod tests {
     /// On live KVM.
     #[test]
     fn memory_types_and_machine_checks_are_captured_and_arrive() {
-        let host = match Host::probe() {
-            Ok(host) => host,
-            Err(error) => {
-                println!("skipped: {error}");
-                return;
-            }
-        };
+        let Some(host) = live() else { return };
         let kind = host.best_kind().unwrap();
         let vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
         let mut snapshot = vm.capture(&host).unwrap();

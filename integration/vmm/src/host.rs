@@ -358,10 +358,17 @@ impl HostError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use kvm_bindings::kvm_cpuid_entry2;
 
     use super::*;
+
+    /// The host, or `None` with a line that says why not.
+    pub(crate) fn live() -> Option<Host> {
+        Host::probe()
+            .inspect_err(|error| println!("skipped: {error}"))
+            .ok()
+    }
 
     #[test]
     fn what_could_not_be_saved_is_not_given_to_guests() {

@@ -245,6 +245,7 @@ mod tests {
     use amx_guest::Workload;
 
     use super::*;
+    use crate::host::tests::live;
 
     #[test]
     fn an_msr_that_kvm_does_not_know_is_written_if_it_has_a_value() {
@@ -280,13 +281,7 @@ mod tests {
     /// live KVM that lets a guest have a TSC of its own.
     #[test]
     fn all_vcpus_get_the_time_of_the_first() {
-        let host = match Host::probe() {
-            Ok(host) => host,
-            Err(error) => {
-                println!("skipped: {error}");
-                return;
-            }
-        };
+        let Some(host) = live() else { return };
         let kind = host.best_kind().unwrap();
         let workloads = [1, 2].map(|seed| Workload::new(kind, seed, 1000));
         let vm = Vm::boot(&host, kind, &workloads).unwrap();
