@@ -78,7 +78,7 @@ bitflags! {
 }
 
 impl XFeatures {
-    /// The components in ascending order of their numbers. Bit 63 is no component (in XCOMP_BV it
+    /// Iterates over the components in ascending order of their numbers. Bit 63 is no component (in XCOMP_BV it
     /// marks the compacted format, SDM Vol. 1 §13.4.2) and is left out.
     ///
     /// ```
@@ -140,20 +140,42 @@ impl ComponentId {
     pub const SSE: Self = Self(1);
     /// AVX, component 2.
     pub const AVX: Self = Self(2);
+    /// MPX bound registers, component 3.
+    pub const BNDREGS: Self = Self(3);
+    /// MPX configuration and status, component 4.
+    pub const BNDCSR: Self = Self(4);
     /// AVX-512 opmasks, component 5.
     pub const OPMASK: Self = Self(5);
     /// Upper halves of ZMM0 to ZMM15, component 6.
     pub const ZMM_HI256: Self = Self(6);
     /// ZMM16 to ZMM31, component 7.
     pub const HI16_ZMM: Self = Self(7);
+    /// Intel Processor Trace, component 8 (supervisor).
+    pub const PT: Self = Self(8);
     /// PKRU, component 9.
     pub const PKRU: Self = Self(9);
+    /// Process address space identifier, component 10 (supervisor).
+    pub const PASID: Self = Self(10);
+    /// Control-flow enforcement, user mode, component 11 (supervisor).
+    pub const CET_U: Self = Self(11);
+    /// Control-flow enforcement, supervisor mode, component 12 (supervisor).
+    pub const CET_S: Self = Self(12);
+    /// Hardware duty cycling, component 13 (supervisor).
+    pub const HDC: Self = Self(13);
+    /// User interrupts, component 14 (supervisor).
+    pub const UINTR: Self = Self(14);
+    /// Last branch records, component 15 (supervisor).
+    pub const LBR: Self = Self(15);
+    /// Hardware P-states, component 16 (supervisor).
+    pub const HWP: Self = Self(16);
     /// AMX tile configuration, component 17.
     pub const XTILECFG: Self = Self(17);
     /// AMX tile data, component 18.
     pub const XTILEDATA: Self = Self(18);
+    /// Extended general-purpose registers of APX, component 19.
+    pub const APX: Self = Self(19);
 
-    /// The component of that number, or `None` above 62.
+    /// Returns the component of that number, or `None` above 62.
     #[must_use]
     pub const fn new(number: u8) -> Option<Self> {
         if number < Self::COUNT {
@@ -163,20 +185,20 @@ impl ComponentId {
         }
     }
 
-    /// Its number, 0 to 62: the sub-leaf of CPUID.0DH that describes it.
+    /// Returns its number, 0 to 62: the sub-leaf of CPUID.0DH that describes it.
     #[must_use]
     pub const fn number(self) -> u8 {
         self.0
     }
 
-    /// The bitmap with this component only.
+    /// Returns the bitmap with this component only.
     #[must_use]
     pub const fn bit(self) -> XFeatures {
         // The shift is below 64: `new` and the constants admit 0 to 62 only.
         XFeatures::from_bits_retain(1u64.wrapping_shl(self.0 as u32))
     }
 
-    /// Its usual name, or `None` where it has none here.
+    /// Returns its usual name, or `None` for a number without one.
     #[must_use]
     pub const fn name(self) -> Option<&'static str> {
         Some(match self.0 {

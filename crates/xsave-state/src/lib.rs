@@ -15,27 +15,40 @@ extern crate alloc;
 #[cfg(feature = "kvm")]
 extern crate std;
 
+mod bytes;
+pub mod format;
+
+// Names.
+pub mod feature;
+pub mod xcr0;
+pub use feature::{ComponentId, XFeatures};
+
+// Places.
+pub mod layout;
+pub use layout::{Component, ComponentKind, Layout, LayoutError, Palette, PaletteError};
+
+// Areas.
+pub mod area;
+pub use area::{
+    CompactedError, Header, HeaderError, Image, ImageError, Legacy, LegacyError, TileConfig,
+    TileConfigError, TileData, TileShape,
+};
+
+// One vCPU's state.
+pub mod registers;
+pub mod state;
+pub use registers::{Registers, RegistersError};
+pub use state::{ExtendedState, StateError};
+
+// Whether a state fits, and how it is made to fit.
+pub mod fit;
+pub mod sanitize;
+pub use fit::{Losses, Misfit, RelocateError, Relocated};
+pub use sanitize::{SanitizeError, Sanitized, UntrustedArea};
+
+// In and out.
 #[cfg(feature = "arbitrary")]
 mod arbitrary;
-mod bytes;
-pub mod feature;
-pub mod header;
-pub mod image;
-mod initial;
 #[cfg(feature = "kvm")]
 pub mod kvm;
-pub mod layout;
-pub mod legacy;
-pub mod relayout;
-pub mod sanitize;
-pub mod state;
-pub mod tile;
 pub mod wire;
-pub mod xcr0;
-
-pub use feature::{ComponentId, XFeatures};
-pub use image::{CompactedError, Image, ImageError};
-pub use layout::{Component, ComponentKind, Layout, LayoutError, Misfit};
-pub use legacy::Legacy;
-pub use state::{ExtendedState, Registers, StateError};
-pub use tile::{TileConfig, TileData};

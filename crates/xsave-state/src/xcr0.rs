@@ -1,55 +1,69 @@
-//! Which values XCR0 can have (SDM Vol. 1 §13.3; Vol. 2, XSETBV).
+//! The values that XCR0 can have (SDM Vol. 1 §13.3; Vol. 2, XSETBV).
+
+use core::fmt;
 
 use thiserror::Error;
 
 use crate::feature::XFeatures;
 
-/// Components that XCR0 has together or not at all.
+/// Components that XCR0 enables together or not at all, and what they require.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-pub struct Group {
-    /// These.
+pub struct Rule {
+    /// The components that are set together.
     pub together: XFeatures,
-    /// What else it must have where it has them.
-    pub needs: XFeatures,
+    /// Components that must be set as well.
+    pub requires: XFeatures,
 }
 
-impl Group {
-    const fn new(together: XFeatures, needs: XFeatures) -> Self {
-        Self { together, needs }
+impl Rule {
+    const fn new(together: XFeatures, requires: XFeatures) -> Self {
+        Self { together, requires }
     }
 
-    /// Whether `xcr0` has none of it, or all and what it needs.
+    /// Returns true when `xcr0` has none of these components, or all of them and what they require.
     #[must_use]
-    pub const fn is_whole_in(&self, xcr0: XFeatures) -> bool {
-        !xcr0.intersects(self.together) || xcr0.contains(self.together.union(self.needs))
+    pub const fn holds_in(&self, xcr0: XFeatures) -> bool {
+        !xcr0.intersects(self.together) || xcr0.contains(self.together.union(self.requires))
     }
 }
 
-/// All rules between components (SDM Vol. 1 §13.3): a value is legal where it has x87, nothing that
-/// is not supported, and each of these whole. What a group needs comes before it.
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut separator = "";
+        for id in self.together.components() {
+            write!(f, "{separator}{id}")?;
+            separator = ", ";
+        }
+        let alone = self.together.components().count() == 1;
+        if !alone {
+            f.write_str(" must be set together or not at all")?;
+        }
+        for id in self.requires.components() {
+            let verb = if alone { " requires" } else { ", and require" };
+            write!(f, "{verb} {id}")?;
+        }
+        Ok(())
+    }
+}
+
+/// All rules between components (SDM Vol. 1 §13.3). What a rule requires has its own rule before it.
 ///
-/// ```
-/// use xsave_state::{XFeatures, xcr0};
-///
-/// let legal = |xcr0| xcr0::GROUPS.iter().all(|group| group.is_whole_in(xcr0));
-/// assert!(legal(XFeatures::from_bits_retain(0x602e7)));
-/// assert!(!legal(XFeatures::from_bits_retain(0x600e3))); // AVX-512 without AVX
-/// ```
-pub const GROUPS: [Group; 4] = [
-    Group::new(XFeatures::AVX, XFeatures::SSE),
-    Group::new(XFeatures::MPX, XFeatures::empty()),
-    Group::new(XFeatures::AVX512, XFeatures::AVX),
-    Group::new(XFeatures::AMX, XFeatures::empty()),
+/// A value is legal when it has x87 and nothing unsupported, and each rule holds: [`check`].
+pub const RULES: [Rule; 4] = [
+    Rule::new(XFeatures::AVX, XFeatures::SSE),
+    Rule::new(XFeatures::MPX, XFeatures::empty()),
+    Rule::new(XFeatures::AVX512, XFeatures::AVX),
+    Rule::new(XFeatures::AMX, XFeatures::empty()),
 ];
 
-/// Checks a value for XCR0 as XSETBV does: `supported` is CPUID.(EAX=0DH,ECX=0):EDX:EAX, see
-/// [`Layout::user`](crate::Layout::user). KVM checks the same for a guest's XSETBV and in
+/// Checks a value for XCR0 as XSETBV does. `supported` is CPUID.(EAX=0DH,ECX=0):EDX:EAX, see
+/// [`Layout::user`](crate::Layout::user). KVM applies the same rules to a guest's XSETBV and to
 /// KVM_SET_XCRS (arch/x86/kvm/x86.c, `__kvm_set_xcr`).
 ///
 /// # Errors
 ///
-/// The rule for which XSETBV raises #GP and KVM_SET_XCRS gives EINVAL.
+/// The rule for which XSETBV raises #GP and KVM_SET_XCRS fails with EINVAL.
 ///
 /// ```
 /// use xsave_state::XFeatures;
@@ -57,10 +71,13 @@ pub const GROUPS: [Group; 4] = [
 ///
 /// let supported = XFeatures::from_bits_retain(0x602e7);
 /// assert_eq!(xcr0::check(XFeatures::from_bits_retain(0x60007), supported), Ok(()));
-/// assert!(matches!(
-///     xcr0::check(XFeatures::from_bits_retain(0x20007), supported),
-///     Err(Xcr0Error::AmxSplit { .. })
-/// ));
+///
+/// let split = xcr0::check(XFeatures::from_bits_retain(0x20007), supported).unwrap_err();
+/// assert_eq!(
+///     split.to_string(),
+///     "XCR0 is x87 | SSE | AVX | XTILECFG (0x20007); XTILECFG, XTILEDATA must be set together or \
+///      not at all"
+/// );
 /// ```
 #[inline]
 pub fn check(xcr0: XFeatures, supported: XFeatures) -> Result<(), Xcr0Error> {
@@ -75,99 +92,62 @@ pub fn check(xcr0: XFeatures, supported: XFeatures) -> Result<(), Xcr0Error> {
     if !xcr0.contains(XFeatures::X87) {
         return Err(Xcr0Error::WithoutX87 { xcr0 });
     }
-    if xcr0.contains(XFeatures::AVX) && !xcr0.contains(XFeatures::SSE) {
-        return Err(Xcr0Error::AvxWithoutSse { xcr0 });
-    }
-    if split(xcr0, XFeatures::MPX) {
-        return Err(Xcr0Error::MpxSplit { xcr0 });
-    }
-    if split(xcr0, XFeatures::AVX512) {
-        return Err(Xcr0Error::Avx512Split { xcr0 });
-    }
-    if xcr0.intersects(XFeatures::AVX512) && !xcr0.contains(XFeatures::AVX) {
-        return Err(Xcr0Error::Avx512WithoutAvx { xcr0 });
-    }
-    if split(xcr0, XFeatures::AMX) {
-        return Err(Xcr0Error::AmxSplit { xcr0 });
+    for rule in RULES {
+        if !rule.holds_in(xcr0) {
+            return Err(Xcr0Error::Rule { xcr0, rule });
+        }
     }
     Ok(())
 }
 
-/// The largest legal value within both: what is not supported is taken out, and with it what cannot
-/// be without it. x87 is always there.
+/// Returns the largest legal value within both arguments: unsupported components are removed, and
+/// with them every component that requires one of them. x87 is always set.
 ///
 /// ```
 /// use xsave_state::{XFeatures, xcr0};
 ///
-/// let without_amx_data = XFeatures::from_bits_retain(0x202e7);
-/// let largest = xcr0::largest_within(XFeatures::from_bits_retain(0x602e7), without_amx_data);
+/// let without_tile_data = XFeatures::from_bits_retain(0x202e7);
+/// let largest = xcr0::largest_within(XFeatures::from_bits_retain(0x602e7), without_tile_data);
 /// assert_eq!(largest.bits(), 0x2e7);
 /// ```
 #[must_use]
 pub fn largest_within(xcr0: XFeatures, supported: XFeatures) -> XFeatures {
     let mut largest = (xcr0 & supported) | XFeatures::X87;
-    for group in GROUPS {
-        if !group.is_whole_in(largest) {
-            largest -= group.together;
+    for rule in RULES {
+        if !rule.holds_in(largest) {
+            largest -= rule.together;
         }
     }
     largest
 }
 
-/// Some, but not all, of `together`.
-fn split(xcr0: XFeatures, together: XFeatures) -> bool {
-    xcr0.intersects(together) && !xcr0.contains(together)
-}
-
-/// A value that XCR0 cannot have.
+/// Errors from checking a value for XCR0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Xcr0Error {
-    /// It has components that CPUID.0DH does not list for XCR0.
-    #[error("XCR0 is {xcr0}; {unsupported} of it is not among the supported {supported}")]
+    /// The value has components that CPUID.0DH does not list for XCR0.
+    #[error("XCR0 is {xcr0}; it has {unsupported}, but only {supported} is supported")]
     Unsupported {
         /// The value.
         xcr0: XFeatures,
         /// CPUID.(EAX=0DH,ECX=0):EDX:EAX.
         supported: XFeatures,
-        /// What is too much.
+        /// The components that are not supported.
         unsupported: XFeatures,
     },
-    /// Bit 0 is always set.
-    #[error("XCR0 is {xcr0}; x87 (bit 0) can never be clear")]
+    /// Bit 0 is clear.
+    #[error("XCR0 is {xcr0}; x87 (bit 0) must be set")]
     WithoutX87 {
         /// The value.
         xcr0: XFeatures,
     },
-    /// AVX needs SSE.
-    #[error("XCR0 is {xcr0}; AVX needs SSE")]
-    AvxWithoutSse {
+    /// A rule between components is broken.
+    #[error("XCR0 is {xcr0}; {rule}")]
+    Rule {
         /// The value.
         xcr0: XFeatures,
-    },
-    /// BNDREGS and BNDCSR are enabled together.
-    #[error("XCR0 is {xcr0}; BNDREGS and BNDCSR are set together or not at all")]
-    MpxSplit {
-        /// The value.
-        xcr0: XFeatures,
-    },
-    /// The three AVX-512 components are enabled together.
-    #[error("XCR0 is {xcr0}; opmask, ZMM_Hi256 and Hi16_ZMM are set together or not at all")]
-    Avx512Split {
-        /// The value.
-        xcr0: XFeatures,
-    },
-    /// AVX-512 needs AVX.
-    #[error("XCR0 is {xcr0}; AVX-512 needs AVX")]
-    Avx512WithoutAvx {
-        /// The value.
-        xcr0: XFeatures,
-    },
-    /// XTILECFG and XTILEDATA are enabled together.
-    #[error("XCR0 is {xcr0}; XTILECFG and XTILEDATA are set together or not at all")]
-    AmxSplit {
-        /// The value.
-        xcr0: XFeatures,
+        /// The rule.
+        rule: Rule,
     },
 }
 
@@ -189,17 +169,6 @@ mod tests {
         }
     }
 
-    /// The named errors of `check` are the rules of the table.
-    #[test]
-    fn what_is_legal_has_x87_and_each_group_whole() {
-        for bits in (0..0x80000u64).filter(|bits| bits & !0x602ff == 0) {
-            let xcr0 = XFeatures::from_bits_retain(bits);
-            let whole = GROUPS.iter().all(|group| group.is_whole_in(xcr0));
-            let legal = xcr0.contains(XFeatures::X87) && whole;
-            assert_eq!(verdict(bits).is_ok(), legal, "{bits:#x}");
-        }
-    }
-
     /// Every value within the supported ones is legal or larger than the largest legal one.
     #[test]
     fn the_largest_legal_value() {
@@ -214,7 +183,7 @@ mod tests {
             assert!((xcr0 | XFeatures::X87).contains(largest));
             // Nothing legal lies between the two.
             for id in (xcr0 - largest).components() {
-                let mut groups = GROUPS.iter().map(|group| group.together);
+                let mut groups = RULES.iter().map(|rule| rule.together);
                 let group = groups.find(|group| group.contains(id.bit()));
                 let more = largest | (group.unwrap_or(id.bit()) & xcr0);
                 assert!(check(more, supported).is_err(), "{bits:#x}: {more}");
@@ -222,30 +191,25 @@ mod tests {
         }
     }
 
-    /// The values for which a live KVM gives EINVAL are among them.
+    /// Values for which a live KVM gives EINVAL, with the reason that each error gives.
     #[test]
-    fn each_rule_has_its_name() {
-        use Xcr0Error::*;
-        let rule = |bits| verdict(bits).unwrap_err();
-        assert!(matches!(rule(0), WithoutX87 { .. }));
-        assert!(matches!(rule(2), WithoutX87 { .. }));
-        assert!(matches!(rule(5), AvxWithoutSse { .. }));
-        assert!(matches!(rule(0xb), MpxSplit { .. }));
-        assert!(matches!(rule(0x13), MpxSplit { .. }));
-        assert!(matches!(rule(0x27), Avx512Split { .. }));
-        assert!(matches!(rule(0x67), Avx512Split { .. }));
-        assert!(matches!(rule(0xe3), Avx512WithoutAvx { .. }));
-        assert!(matches!(rule(0x20007), AmxSplit { .. }));
-        assert!(matches!(rule(0x40007), AmxSplit { .. }));
-        assert!(matches!(rule(1 << 63 | 1), Unsupported { .. }));
-        let xcr0 = XFeatures::from_bits_retain(0x107);
-        assert_eq!(
-            rule(0x107),
-            Unsupported {
-                xcr0,
-                supported: XFeatures::from_bits_retain(0x602ff),
-                unsupported: XFeatures::PT
-            }
-        );
+    fn every_rule_is_named() {
+        let text = |bits| verdict(bits).unwrap_err().to_string();
+        for (bits, reason) in [
+            (0, "x87 (bit 0) must be set"),
+            (2, "x87 (bit 0) must be set"),
+            (5, "AVX requires SSE"),
+            (0xb, "BNDREGS, BNDCSR must be set together or not at all"),
+            (0x13, "BNDREGS, BNDCSR must be set together or not at all"),
+            (0x27, "opmask, ZMM_Hi256, Hi16_ZMM must be set together"),
+            (0x67, "opmask, ZMM_Hi256, Hi16_ZMM must be set together"),
+            (0xe3, "and require AVX"),
+            (0x2_0007, "XTILECFG, XTILEDATA must be set together"),
+            (0x4_0007, "XTILECFG, XTILEDATA must be set together"),
+            (1 << 63 | 1, "it has bit 63"),
+            (0x107, "it has PT (0x100)"),
+        ] {
+            assert!(text(bits).contains(reason), "{bits:#x}: {}", text(bits));
+        }
     }
 }

@@ -1,43 +1,12 @@
-//! What was changed: each change by name, with the value before and the value after.
+//! Names every change that was made to an untrusted state.
 
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::feature::XFeatures;
-use crate::tile::{TILECFG_BYTES, TileConfigError};
+use crate::feature::{ComponentId, XFeatures};
+use crate::fit::{List, Losses, Misfit};
 
-bitflags::bitflags! {
-    /// Kinds of state that can be lost. A [`Policy`](super::Policy) allows them by name.
-    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-    pub struct Losses: u32 {
-        /// Content of components that the target does not have: [`Change::Unsupported`].
-        const UNSUPPORTED = 1 << 0;
-        /// Content of components that IA32_XFD disables: [`Change::Disabled`]. Software may not
-        /// rely on it, and Linux does not keep it (SDM Vol. 1 §13.14).
-        const DISABLED = 1 << 1;
-        /// A tile configuration that LDTILECFG would refuse: [`Change::TileConfig`].
-        const TILE_CONFIG = 1 << 2;
-        /// MXCSR bits that the target does not have: [`Change::Mxcsr`].
-        const MXCSR = 1 << 3;
-        /// XCR0 bits that the target does not have, or not in that combination: [`Change::Xcr0`].
-        const XCR0 = 1 << 4;
-        /// IA32_XFD and IA32_XFD_ERR bits that the target does not have: [`Change::Xfd`],
-        /// [`Change::XfdErr`].
-        const XFD = 1 << 5;
-    }
-}
-
-impl fmt::Display for Losses {
-    /// Names joined by ` | `. No bit: `none`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_empty() {
-            return f.write_str("none");
-        }
-        bitflags::parser::to_writer(self, f)
-    }
-}
-
-/// One thing that is not as it was.
+/// One change to an untrusted state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Change {
@@ -46,8 +15,8 @@ pub enum Change {
         /// XCOMP_BV without bit 63; now it is 0.
         xcomp_bv: XFeatures,
     },
-    /// XCOMP_BV was neither 0 nor had bit 63. XRSTOR raises #GP, KVM_SET_XSAVE gives EINVAL. Loses
-    /// nothing.
+    /// XCOMP_BV was neither 0 nor had bit 63. XRSTOR raises #GP, KVM_SET_XSAVE fails with EINVAL.
+    /// Loses nothing.
     XcompBv {
         /// Bytes 520 to 527; now they are 0.
         was: u64,
@@ -56,130 +25,50 @@ pub enum Change {
     Reserved {
         /// Offset of the first: 416 to 463, or 528 to 575.
         offset: usize,
-        /// What was there; now it is 0.
+        /// Its value; now it is 0.
         was: u8,
         /// How many bytes of that region were not zero.
         nonzero_bytes: usize,
     },
-    /// The area was shorter than the layout's, but everything in use was there. Loses nothing.
+    /// The area was shorter than the layout requires, but everything in use was there. Loses
+    /// nothing.
     Extended {
-        /// What was there.
+        /// The length of the area.
         actual_bytes: usize,
-        /// By the layout.
+        /// The length that the layout requires.
         required_bytes: usize,
     },
-    /// XSTATE_BV had components that the guest did not have where it ran: see
-    /// [`Foreign::with_guest`](super::Foreign::with_guest). Loses nothing.
-    OverReported {
-        /// XSTATE_BV before.
-        was: XFeatures,
-        /// XSTATE_BV after.
-        now: XFeatures,
-        /// What the guest had.
-        guest: XFeatures,
-    },
-    /// XSTATE_BV had components that the target does not have. [`Losses::UNSUPPORTED`] if any had
-    /// content.
-    Unsupported {
-        /// XSTATE_BV before.
-        was: XFeatures,
-        /// XSTATE_BV after.
-        now: XFeatures,
-        /// What the target has.
-        supported: XFeatures,
-        /// Those dropped that had another value than the initial one, or of which that is not known
-        /// because the layout has no place for them.
-        with_content: XFeatures,
-    },
-    /// XSTATE_BV had components that IA32_XFD disables: a host that loads them gets #NM.
-    /// [`Losses::DISABLED`] if any had content, as tile data.
-    Disabled {
-        /// XSTATE_BV before.
-        was: XFeatures,
-        /// XSTATE_BV after.
-        now: XFeatures,
-        /// IA32_XFD.
-        xfd: XFeatures,
-        /// Those dropped that had another value than the initial one.
-        with_content: XFeatures,
-    },
-    /// TILECFG was one that LDTILECFG refuses; now it is initial. XRSTOR does the same without a
-    /// fault. [`Losses::TILE_CONFIG`].
-    TileConfig {
-        /// Component 17 before.
-        was: [u8; TILECFG_BYTES],
-        /// The rule that it broke.
-        rule: TileConfigError,
-    },
-    /// MXCSR had bits that the target does not have: XRSTOR raises #GP. [`Losses::MXCSR`] if it is
-    /// loaded.
-    Mxcsr {
-        /// Bytes 24 to 27 before.
+    /// MXCSR had bits that the target lacks, but nothing in use loads it. KVM_SET_XSAVE fails with
+    /// EINVAL where x87 is in use. Loses nothing.
+    UnusedMxcsr {
+        /// Bytes 24 to 27; now they are 0x1f80.
         was: u32,
-        /// After.
-        now: u32,
         /// The bits that may be set.
         mask: u32,
-        /// Whether a component with which MXCSR is loaded was in use.
-        loaded: bool,
     },
-    /// Components that were in use with their initial value no longer are. Loses nothing.
-    Released {
-        /// XSTATE_BV before.
-        was: XFeatures,
-        /// XSTATE_BV after.
-        now: XFeatures,
+    /// XSTATE_BV had a component that the guest did not have where it ran: see
+    /// [`UntrustedArea::of_guest_with`](super::UntrustedArea::of_guest_with). Loses nothing.
+    OverReported {
+        /// The component; now it is not in use.
+        component: ComponentId,
     },
-    /// XCR0 had bits that the target does not have, or a combination that XSETBV does not take.
-    /// [`Losses::XCR0`].
-    Xcr0 {
-        /// Before.
-        was: XFeatures,
-        /// After.
-        now: XFeatures,
-        /// What the target has.
-        supported: XFeatures,
+    /// A component that cannot be kept was in use with its initial value. Loses nothing.
+    Dropped {
+        /// The component; now it is not in use.
+        component: ComponentId,
     },
-    /// IA32_XFD had bits that the target cannot disable. [`Losses::XFD`].
-    Xfd {
-        /// Before.
-        was: XFeatures,
-        /// After.
-        now: XFeatures,
-        /// What the target can disable.
-        supported: XFeatures,
-    },
-    /// IA32_XFD_ERR had bits that the target cannot disable. [`Losses::XFD`].
-    XfdErr {
-        /// Before.
-        was: XFeatures,
-        /// After.
-        now: XFeatures,
-        /// What the target can disable.
-        supported: XFeatures,
-    },
+    /// Something did not fit, and is lost.
+    Lost(Misfit),
 }
 
 impl Change {
-    /// What it loses; empty for a change that the guest cannot notice.
+    /// Returns the kind of state that the change loses; none for a change that the guest cannot
+    /// notice.
     #[must_use]
-    pub fn losses(&self) -> Losses {
+    pub const fn loss(&self) -> Losses {
         match self {
-            Self::Compacted { .. }
-            | Self::XcompBv { .. }
-            | Self::Reserved { .. }
-            | Self::Extended { .. }
-            | Self::OverReported { .. }
-            | Self::Released { .. } => Losses::empty(),
-            Self::Unsupported { with_content, .. } if with_content.is_empty() => Losses::empty(),
-            Self::Unsupported { .. } => Losses::UNSUPPORTED,
-            Self::Disabled { with_content, .. } if with_content.is_empty() => Losses::empty(),
-            Self::Disabled { .. } => Losses::DISABLED,
-            Self::TileConfig { .. } => Losses::TILE_CONFIG,
-            Self::Mxcsr { loaded: false, .. } => Losses::empty(),
-            Self::Mxcsr { .. } => Losses::MXCSR,
-            Self::Xcr0 { .. } => Losses::XCR0,
-            Self::Xfd { .. } | Self::XfdErr { .. } => Losses::XFD,
+            Self::Lost(misfit) => misfit.loss(),
+            _ => Losses::empty(),
         }
     }
 }
@@ -203,93 +92,42 @@ impl fmt::Display for Change {
                 actual_bytes,
                 required_bytes,
             } => write!(f, "length: {actual_bytes} bytes, now {required_bytes}"),
-            Self::OverReported { was, now, guest } => {
-                write!(f, "XSTATE_BV: {was}, now {now}: the guest had only {guest}")
-            }
-            Self::Unsupported {
-                was,
-                now,
-                supported,
-                with_content,
-            } => {
-                write!(f, "XSTATE_BV: {was}, now {now}: the target has {supported}")?;
-                lost(f, *with_content)
-            }
-            Self::Disabled {
-                was,
-                now,
-                xfd,
-                with_content,
-            } => {
+            Self::UnusedMxcsr { was, mask } => write!(
+                f,
+                "MXCSR: {was:#x}, now initial: nothing in use loads it, and the target supports \
+                 only the bits {mask:#x}"
+            ),
+            Self::OverReported { component } => {
                 write!(
                     f,
-                    "XSTATE_BV: {was}, now {now}: IA32_XFD ({xfd}) disables the rest"
-                )?;
-                lost(f, *with_content)
+                    "{component}: no longer in use, because the guest never had it"
+                )
             }
-            Self::TileConfig { rule, .. } => write!(f, "TILECFG: {rule}; now initial"),
-            Self::Mxcsr {
-                was,
-                now,
-                mask,
-                loaded,
-            } => {
-                write!(f, "MXCSR: {was:#x}, now {now:#x}: the target has {mask:#x}")?;
-                if !loaded {
-                    f.write_str(" (nothing loads it)")?;
-                }
-                Ok(())
+            Self::Dropped { component } => {
+                write!(f, "{component}: no longer in use; it had its initial value")
             }
-            Self::Released { was, now } => write!(
-                f,
-                "XSTATE_BV: {was}, now {now}: the rest has its initial value"
-            ),
-            Self::Xcr0 {
-                was,
-                now,
-                supported,
-            } => write!(f, "XCR0: {was}, now {now}: the target has {supported}"),
-            Self::Xfd {
-                was,
-                now,
-                supported,
-            } => write!(f, "IA32_XFD: {was}, now {now}: the target has {supported}"),
-            Self::XfdErr {
-                was,
-                now,
-                supported,
-            } => write!(
-                f,
-                "IA32_XFD_ERR: {was}, now {now}: the target has {supported}"
-            ),
+            Self::Lost(misfit) => misfit.fmt(f),
         }
     }
 }
 
-fn lost(f: &mut fmt::Formatter<'_>, with_content: XFeatures) -> fmt::Result {
-    if with_content.is_empty() {
-        return Ok(());
-    }
-    write!(f, "; content of {with_content} is lost")
-}
-
-/// All changes, in the order in which they were made.
+/// All changes to an untrusted state, in the order in which they were made.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report(Vec<Change>);
 
 impl Report {
-    /// The changes. None: the state was safe as it was.
+    /// Returns the changes. None: the state was safe as it was.
     #[must_use]
     pub fn changes(&self) -> &[Change] {
         &self.0
     }
 
-    /// What they lose, taken together.
-    #[must_use]
-    pub fn losses(&self) -> Losses {
-        self.0
-            .iter()
-            .fold(Losses::empty(), |all, change| all.union(change.losses()))
+    /// Iterates over the changes that lose something.
+    pub fn lost(&self) -> impl Iterator<Item = &Misfit> {
+        self.0.iter().filter_map(|change| match change {
+            Change::Lost(misfit) => Some(misfit),
+            _ => None,
+        })
     }
 
     pub(super) fn add(&mut self, change: Change) {
@@ -303,11 +141,6 @@ impl fmt::Display for Report {
         if self.0.is_empty() {
             return f.write_str("nothing");
         }
-        let mut separator = "";
-        for change in &self.0 {
-            write!(f, "{separator}{change}")?;
-            separator = "; ";
-        }
-        Ok(())
+        List(&self.0).fmt(f)
     }
 }

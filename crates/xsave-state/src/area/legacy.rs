@@ -3,26 +3,14 @@
 use thiserror::Error;
 
 use crate::bytes;
-use crate::header::LEGACY_BYTES;
-
-/// MXCSR after reset and in the initial state (SDM Vol. 1 §13.6).
-pub const INITIAL_MXCSR: u32 = 0x1f80;
-/// The x87 control word in the initial state (SDM Vol. 1 §13.6).
-pub const INITIAL_FCW: u16 = 0x37f;
-
-pub(crate) const MXCSR: usize = 24;
-pub(crate) const MXCSR_MASK: usize = 28;
-pub(crate) const XMM: core::ops::Range<usize> = 160..416;
-pub(crate) const RESERVED: core::ops::Range<usize> = 416..464;
-const SOFTWARE: core::ops::Range<usize> = 464..512;
+use crate::format::{LEGACY_BYTES, LEGACY_RESERVED, MXCSR, MXCSR_MASK, SOFTWARE, X87_BYTES, XMM};
 
 /// The legacy region of an area, with a valid MXCSR.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Legacy<'a>(&'a [u8]);
 
 impl<'a> Legacy<'a> {
-    /// Checks the first 512 bytes of `area`; `mxcsr_mask` has the MXCSR bits that may be set. Bytes
-    /// that are missing count as zero: check the length before.
+    /// Checks the first 512 bytes of `area`; `mxcsr_mask` has the MXCSR bits that may be set.
     ///
     /// # Errors
     ///
@@ -30,7 +18,13 @@ impl<'a> Legacy<'a> {
     /// standard format loads it regardless of XSTATE_BV (SDM Vol. 1 §13.8.1).
     #[inline]
     pub fn parse(area: &'a [u8], mxcsr_mask: u32) -> Result<Self, LegacyError> {
-        if let Some(offset) = bytes::first_nonzero(area, RESERVED) {
+        if area.len() < LEGACY_BYTES {
+            return Err(LegacyError::TooShort {
+                required_bytes: LEGACY_BYTES,
+                actual_bytes: area.len(),
+            });
+        }
+        if let Some(offset) = bytes::first_nonzero(area, LEGACY_RESERVED) {
             return Err(LegacyError::Reserved {
                 offset,
                 value: bytes::u8_at(area, offset),
@@ -50,47 +44,47 @@ impl<'a> Legacy<'a> {
         Self(bytes::prefix(area, LEGACY_BYTES))
     }
 
-    /// All 512 bytes.
+    /// Returns all 512 bytes.
     #[must_use]
     pub const fn as_bytes(&self) -> &'a [u8] {
         self.0
     }
 
-    /// The x87 control word, bytes 0 and 1.
+    /// Returns the x87 control word, bytes 0 and 1.
     #[must_use]
     pub fn fcw(&self) -> u16 {
         bytes::u16_at(self.0, 0)
     }
 
-    /// MXCSR, bytes 24 to 27, as it is in the area. Where neither SSE nor AVX is in use the vCPU's
-    /// is [`INITIAL_MXCSR`]: see [`Image::mxcsr`](crate::Image::mxcsr).
+    /// Returns MXCSR, bytes 24 to 27, as it is in the area. With neither SSE nor AVX in use, MXCSR of
+    /// the vCPU is 0x1f80 whatever is here: see [`Image::mxcsr`](crate::Image::mxcsr).
     #[must_use]
     pub fn mxcsr(&self) -> u32 {
         bytes::u32_at(self.0, MXCSR)
     }
 
-    /// MXCSR_MASK, bytes 28 to 31: which MXCSR bits the processor that wrote the area has. It means
-    /// nothing when the area is loaded.
+    /// Returns MXCSR_MASK, bytes 28 to 31: the MXCSR bits of the processor that wrote the area. It is
+    /// ignored when the area is loaded.
     #[must_use]
     pub fn mxcsr_mask(&self) -> u32 {
         bytes::u32_at(self.0, MXCSR_MASK)
     }
 
-    /// x87 register ST(`index`) or MM`index`, 0 to 7, without its 6 bytes of padding.
+    /// Returns x87 register ST(`index`) or MM`index`, 0 to 7, without its 6 bytes of padding.
     #[must_use]
     pub fn st(&self, index: usize) -> Option<&'a [u8; 10]> {
-        let registers = bytes::range(self.0, 32..160);
+        let registers = bytes::range(self.0, 32..X87_BYTES);
         registers.chunks_exact(16).nth(index)?.first_chunk()
     }
 
-    /// The low 128 bits of vector register `index`, 0 to 15.
+    /// Returns the low 128 bits of vector register `index`, 0 to 15.
     #[must_use]
     pub fn xmm(&self, index: usize) -> Option<&'a [u8; 16]> {
         let registers = bytes::range(self.0, XMM);
         registers.chunks_exact(16).nth(index)?.first_chunk()
     }
 
-    /// Bytes 464 to 511, which the processor leaves to software. KVM writes the host's feature
+    /// Returns bytes 464 to 511, which the processor leaves to software. KVM writes the host's feature
     /// bitmap to the first eight and ignores them in KVM_SET_XSAVE.
     #[must_use]
     pub fn software(&self) -> &'a [u8] {
@@ -98,29 +92,37 @@ impl<'a> Legacy<'a> {
     }
 }
 
-/// A legacy region that is not valid: by the processor and KVM, or by a rule of this crate.
+/// Errors from checking a legacy region, by the rules of the processor and KVM, and one of this crate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum LegacyError {
+    /// The area ends within the legacy region.
+    #[error("the area has {actual_bytes} bytes; the legacy region has {required_bytes}")]
+    TooShort {
+        /// The legacy region.
+        required_bytes: usize,
+        /// The length of the area.
+        actual_bytes: usize,
+    },
     /// MXCSR has a bit that the processor does not implement: XRSTOR raises #GP, and so does
     /// KVM_SET_XSAVE with EINVAL where x87, SSE or AVX is in use (arch/x86/kernel/fpu/xstate.c,
     /// `copy_uabi_to_xstate`).
     #[error("MXCSR is {mxcsr:#x}; the bits that may be set are {mask:#x}")]
     Mxcsr {
-        /// What is in the area.
+        /// Bytes 24 to 27 of the area.
         mxcsr: u32,
         /// The bits that may be set.
         mask: u32,
     },
-    /// A reserved byte is not zero. This is the crate's own rule: neither the processor nor KVM looks
-    /// at these bytes, and neither writes them. What is there was not saved by either.
+    /// A reserved byte is not zero. This is the crate's own rule: neither the processor nor KVM reads
+    /// or writes these bytes, so neither of them saved this value.
     #[error(
         "byte {offset} of the area (legacy region) is reserved and must be 0, but is {value:#04x}"
     )]
     Reserved {
         /// Offset in the area, 416 to 463.
         offset: usize,
-        /// What is there.
+        /// Its value.
         value: u8,
     },
 }

@@ -8,179 +8,12 @@ use core::fmt;
 use thiserror::Error;
 
 use crate::bytes;
-
-/// Bytes of component 17, and of the memory operand of LDTILECFG and STTILECFG.
-pub const TILECFG_BYTES: usize = 64;
-/// TILECFG has room for the shapes of this many tiles.
-pub const MAX_TILES: usize = 16;
+use crate::format::{MAX_TILES, TILECFG_BYTES};
+use crate::layout::Palette;
 
 const RESERVED: core::ops::Range<usize> = 2..16;
 const COLSB: core::ops::Range<usize> = 16..48;
 const ROWS: core::ops::Range<usize> = 48..64;
-
-/// One palette of CPUID.1DH: how many tiles there are, and how large each may be.
-///
-/// Palette 0 is the initial state, with no tiles, and has no description.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Palette {
-    id: u8,
-    total_bytes: u16,
-    tile_bytes: u16,
-    row_bytes: u16,
-    tiles: u16,
-    rows: u16,
-}
-
-impl Palette {
-    /// Reads sub-leaf `id` of CPUID.1DH, given as `[eax, ebx, ecx, edx]`.
-    ///
-    /// # Errors
-    ///
-    /// The numbers contradict each other, or there are more tiles than TILECFG can describe.
-    ///
-    /// ```
-    /// use xsave_state::tile::Palette;
-    ///
-    /// // CPUID.(EAX=1DH,ECX=1) of Sapphire Rapids
-    /// let palette = Palette::from_leaf(1, [0x0400_2000, 0x0008_0040, 0x10, 0])?;
-    /// assert_eq!((palette.tiles(), palette.rows(), palette.row_bytes()), (8, 16, 64));
-    /// # Ok::<(), xsave_state::tile::PaletteError>(())
-    /// ```
-    pub fn from_leaf(id: u8, [eax, ebx, ecx, _]: [u32; 4]) -> Result<Self, PaletteError> {
-        let palette = Self {
-            id,
-            total_bytes: bytes::low_half(eax),
-            tile_bytes: bytes::high_half(eax),
-            row_bytes: bytes::low_half(ebx),
-            tiles: bytes::high_half(ebx),
-            rows: bytes::low_half(ecx),
-        };
-        if palette.tiles == 0 || usize::from(palette.tiles) > MAX_TILES {
-            return Err(PaletteError::Tiles {
-                palette: id,
-                tiles: palette.tiles,
-            });
-        }
-        let tile_bytes = u32::from(palette.row_bytes).saturating_mul(u32::from(palette.rows));
-        if tile_bytes == 0 || tile_bytes != u32::from(palette.tile_bytes) {
-            return Err(PaletteError::TileBytes {
-                palette: id,
-                reported_bytes: palette.tile_bytes,
-                row_bytes: palette.row_bytes,
-                rows: palette.rows,
-            });
-        }
-        let total = tile_bytes.saturating_mul(u32::from(palette.tiles));
-        if total != u32::from(palette.total_bytes) {
-            return Err(PaletteError::TotalBytes {
-                palette: id,
-                reported_bytes: palette.total_bytes,
-                computed_bytes: total,
-            });
-        }
-        Ok(palette)
-    }
-
-    /// Its number: the sub-leaf of CPUID.1DH, and byte 0 of a TILECFG that selects it.
-    #[must_use]
-    pub const fn id(&self) -> u8 {
-        self.id
-    }
-
-    /// Bytes of all tiles together, CPUID.(EAX=1DH,ECX=id):EAX\[15:0\].
-    #[must_use]
-    pub const fn total_bytes(&self) -> u16 {
-        self.total_bytes
-    }
-
-    /// Bytes of one tile, CPUID.(EAX=1DH,ECX=id):EAX\[31:16\].
-    #[must_use]
-    pub const fn tile_bytes(&self) -> u16 {
-        self.tile_bytes
-    }
-
-    /// Bytes of one row, CPUID.(EAX=1DH,ECX=id):EBX\[15:0\].
-    #[must_use]
-    pub const fn row_bytes(&self) -> u16 {
-        self.row_bytes
-    }
-
-    /// Number of tiles (`max_names`), CPUID.(EAX=1DH,ECX=id):EBX\[31:16\]; 1 to 16.
-    #[must_use]
-    pub const fn tiles(&self) -> u16 {
-        self.tiles
-    }
-
-    /// Rows of a tile, CPUID.(EAX=1DH,ECX=id):ECX\[15:0\].
-    #[must_use]
-    pub const fn rows(&self) -> u16 {
-        self.rows
-    }
-}
-
-impl Palette {
-    /// Whether LDTILECFG takes `bytes` with this palette. All tiles at once and without a branch, so
-    /// that the compiler makes vector code of it.
-    fn admits(&self, bytes: &[u8; TILECFG_BYTES]) -> bool {
-        let mut columns = [0; MAX_TILES];
-        for (column, &colsb) in columns
-            .iter_mut()
-            .zip(bytes::range(bytes, COLSB).as_chunks().0)
-        {
-            *column = u16::from_le_bytes(colsb);
-        }
-        let rows = bytes::array::<MAX_TILES>(bytes, ROWS.start).map(u16::from);
-        let mut bad = 0;
-        for ((tile, columns), rows) in (0..).zip(columns).zip(rows) {
-            let there = if tile < self.tiles { u16::MAX } else { 0 };
-            bad |= columns.saturating_sub(self.row_bytes & there)
-                | rows.saturating_sub(self.rows & there)
-                | (u16::from(columns == 0) ^ u16::from(rows == 0));
-        }
-        let reserved = bytes::array::<{ RESERVED.end - RESERVED.start }>(bytes, RESERVED.start);
-        bad == 0 && reserved == [0; RESERVED.end - RESERVED.start]
-    }
-}
-
-/// CPUID.1DH describes a palette that cannot exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum PaletteError {
-    /// The number of tiles is 0, or more than TILECFG has room for.
-    #[error("palette {palette} has {tiles} tiles; TILECFG describes 1 to {MAX_TILES}")]
-    Tiles {
-        /// The palette.
-        palette: u8,
-        /// CPUID.(EAX=1DH,ECX=palette):EBX\[31:16\].
-        tiles: u16,
-    },
-    /// Bytes per tile is not bytes per row times rows, or is 0.
-    #[error(
-        "palette {palette} has {reported_bytes} bytes per tile, but {rows} rows of {row_bytes} bytes"
-    )]
-    TileBytes {
-        /// The palette.
-        palette: u8,
-        /// CPUID.(EAX=1DH,ECX=palette):EAX\[31:16\].
-        reported_bytes: u16,
-        /// CPUID.(EAX=1DH,ECX=palette):EBX\[15:0\].
-        row_bytes: u16,
-        /// CPUID.(EAX=1DH,ECX=palette):ECX\[15:0\].
-        rows: u16,
-    },
-    /// The total is not the number of tiles times bytes per tile.
-    #[error(
-        "palette {palette} has {reported_bytes} bytes in all, but its tiles make {computed_bytes}"
-    )]
-    TotalBytes {
-        /// The palette.
-        palette: u8,
-        /// CPUID.(EAX=1DH,ECX=palette):EAX\[15:0\].
-        reported_bytes: u16,
-        /// Tiles times bytes per tile.
-        computed_bytes: u32,
-    },
-}
 
 /// Rows and bytes per row of one tile. Both are 0 for a tile that is not configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -215,9 +48,9 @@ impl TileConfig {
     /// The rule for which LDTILECFG would raise #GP.
     ///
     /// ```
-    /// use xsave_state::tile::{Palette, TileConfig, TileConfigError};
+    /// use xsave_state::{Palette, TileConfig, TileConfigError};
     ///
-    /// let palette = Palette::from_leaf(1, [0x0400_2000, 0x0008_0040, 0x10, 0]).unwrap();
+    /// let palette = Palette::ONE;
     /// let mut bytes = [0; 64];
     /// bytes[0] = 1; // palette
     /// bytes[16] = 64; // colsb of tile 0
@@ -240,8 +73,8 @@ impl TileConfig {
         if palette == 0 {
             return Ok(None);
         }
-        let Some(palette) = palettes.iter().find(|p| p.id == palette).copied() else {
-            return Err(match palettes.iter().map(|p| p.id).max() {
+        let Some(palette) = palettes.iter().find(|p| p.id() == palette).copied() else {
+            return Err(match palettes.iter().map(|p| p.id()).max() {
                 Some(max_palette) => TileConfigError::Palette {
                     palette,
                     max_palette,
@@ -259,7 +92,7 @@ impl TileConfig {
         for (tile, ((shape, colsb), &rows)) in shapes.iter_mut().zip(columns).zip(rows).enumerate()
         {
             let row_bytes = bytes::u16_at(colsb, 0);
-            if tile >= usize::from(palette.tiles) {
+            if tile >= usize::from(palette.tiles()) {
                 if row_bytes != 0 {
                     let offset = COLSB.start.saturating_add(tile.saturating_mul(2));
                     return Err(reserved(bytes, offset));
@@ -269,18 +102,18 @@ impl TileConfig {
                 }
                 continue;
             }
-            if row_bytes > palette.row_bytes {
+            if row_bytes > palette.row_bytes() {
                 return Err(TileConfigError::RowBytes {
                     tile,
                     row_bytes,
-                    limit_bytes: palette.row_bytes,
+                    limit_bytes: palette.row_bytes(),
                 });
             }
-            if u16::from(rows) > palette.rows {
+            if u16::from(rows) > palette.rows() {
                 return Err(TileConfigError::Rows {
                     tile,
                     rows,
-                    limit: palette.rows,
+                    limit: palette.rows(),
                 });
             }
             if (rows == 0) != (row_bytes == 0) {
@@ -299,37 +132,59 @@ impl TileConfig {
         }))
     }
 
-    /// What [`parse`](Self::parse) says, without the shapes.
+    /// Checks the same as [`parse`](Self::parse), without reading the shapes.
     #[inline]
     pub(crate) fn check(
         bytes: &[u8; TILECFG_BYTES],
         palettes: &[Palette],
     ) -> Result<(), TileConfigError> {
         let [id, ..] = *bytes;
-        let palette = palettes.iter().find(|palette| palette.id == id);
-        if id == 0 || palette.is_some_and(|palette| palette.admits(bytes)) {
+        let palette = palettes.iter().find(|palette| palette.id() == id);
+        if id == 0 || palette.is_some_and(|palette| accepts(palette, bytes)) {
             return Ok(());
         }
         Self::parse(bytes, palettes).map(drop)
     }
 
-    /// The palette that is selected.
+    /// Returns the palette that is selected.
     #[must_use]
     pub const fn palette(&self) -> &Palette {
         &self.palette
     }
 
-    /// TILECFG.start_row: the row at which an interrupted tile load or store goes on.
+    /// Returns TILECFG.start_row: the row at which an interrupted tile load or store goes on.
     #[must_use]
     pub const fn start_row(&self) -> u8 {
         self.start_row
     }
 
-    /// The shape of each tile of the palette, by number.
+    /// Returns the shape of each tile of the palette, by number.
     #[must_use]
     pub fn shapes(&self) -> &[TileShape] {
-        bytes::prefix(&self.shapes, usize::from(self.palette.tiles))
+        bytes::prefix(&self.shapes, usize::from(self.palette.tiles()))
     }
+}
+
+/// Returns true when LDTILECFG accepts `bytes` with this palette. It compares all tiles at once and
+/// without a branch, so that the compiler makes vector code of it.
+fn accepts(palette: &Palette, bytes: &[u8; TILECFG_BYTES]) -> bool {
+    let mut columns = [0; MAX_TILES];
+    for (column, &colsb) in columns
+        .iter_mut()
+        .zip(bytes::range(bytes, COLSB).as_chunks().0)
+    {
+        *column = u16::from_le_bytes(colsb);
+    }
+    let rows = bytes::array::<MAX_TILES>(bytes, ROWS.start).map(u16::from);
+    let mut bad = 0;
+    for ((tile, columns), rows) in (0..).zip(columns).zip(rows) {
+        let there = if tile < palette.tiles() { u16::MAX } else { 0 };
+        bad |= columns.saturating_sub(palette.row_bytes() & there)
+            | rows.saturating_sub(palette.rows() & there)
+            | (u16::from(columns == 0) ^ u16::from(rows == 0));
+    }
+    let reserved = bytes::array::<{ RESERVED.end - RESERVED.start }>(bytes, RESERVED.start);
+    bad == 0 && reserved == [0; RESERVED.end - RESERVED.start]
 }
 
 fn reserved(bytes: &[u8], offset: usize) -> TileConfigError {
@@ -341,23 +196,23 @@ fn reserved(bytes: &[u8], offset: usize) -> TileConfigError {
     }
 }
 
-/// A TILECFG for which LDTILECFG would raise #GP.
+/// Errors from checking a TILECFG for which LDTILECFG would raise #GP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum TileConfigError {
     /// The palette is not one that CPUID.1DH describes.
-    #[error("TILECFG selects palette {palette}; the highest there is {max_palette}")]
+    #[error("TILECFG selects palette {palette}; the highest is {max_palette}")]
     Palette {
         /// TILECFG.palette_id, byte 0.
         palette: u8,
         /// CPUID.(EAX=1DH,ECX=0):EAX.
         max_palette: u8,
     },
-    /// CPUID.1DH describes no palette at all. A VMM that leaves the leaf out does not keep its guest
-    /// from LDTILECFG, where the processor has tiles.
+    /// CPUID.1DH describes no palette. Hiding the leaf does not keep a guest from LDTILECFG where the
+    /// processor has tiles.
     #[error(
-        "TILECFG selects palette {palette}, and CPUID.1DH has none: give the guest leaf 1DH of the \
-         processor, or the layout its palettes (Layout::with_palettes_of)"
+        "TILECFG selects palette {palette}, but this CPUID has no palettes in leaf 1DH: use the \
+         layout of a vCPU (kvm::VcpuLayout), which has those of the host"
     )]
     NoPalettes {
         /// TILECFG.palette_id, byte 0.
@@ -368,7 +223,7 @@ pub enum TileConfigError {
     Reserved {
         /// Offset in the 64 bytes.
         offset: usize,
-        /// What is there.
+        /// Its value.
         value: u8,
     },
     /// A row is longer than the palette allows.
@@ -378,7 +233,7 @@ pub enum TileConfigError {
         tile: usize,
         /// TILECFG.colsb of the tile.
         row_bytes: u16,
-        /// What the palette allows.
+        /// The most that the palette allows.
         limit_bytes: u16,
     },
     /// A tile has more rows than the palette allows.
@@ -388,7 +243,7 @@ pub enum TileConfigError {
         tile: usize,
         /// TILECFG.rows of the tile.
         rows: u8,
-        /// What the palette allows.
+        /// The most that the palette allows.
         limit: u16,
     },
     /// Exactly one of rows and bytes per row is zero.
@@ -407,43 +262,46 @@ pub enum TileConfigError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TileData<'a> {
     bytes: &'a [u8],
-    palette: Palette,
+    palette: Option<Palette>,
 }
 
 impl<'a> TileData<'a> {
-    pub(crate) fn new(bytes: &'a [u8], palette: Palette) -> Self {
+    pub(crate) fn new(bytes: &'a [u8], palette: Option<Palette>) -> Self {
         Self { bytes, palette }
     }
 
-    /// All bytes of component 18.
+    /// Returns all bytes of component 18.
     #[must_use]
     pub const fn bytes(&self) -> &'a [u8] {
         self.bytes
     }
 
-    /// The palette whose geometry is used.
+    /// Returns the palette whose geometry is used, or `None` where the layout has none: then only
+    /// [`bytes`](Self::bytes) can be read.
     #[must_use]
-    pub const fn palette(&self) -> &Palette {
-        &self.palette
+    pub const fn palette(&self) -> Option<&Palette> {
+        self.palette.as_ref()
     }
 
-    /// All rows of tile `tile`, each at its full length, configured or not. `None` where the
-    /// palette has no such tile.
+    /// Returns all rows of tile `tile`, each at its full length, configured or not. `None` without
+    /// such a tile.
     #[must_use]
     pub fn tile(&self, tile: usize) -> Option<&'a [u8]> {
-        if tile >= usize::from(self.palette.tiles) {
+        let palette = self.palette?;
+        if tile >= usize::from(palette.tiles()) {
             return None;
         }
         self.bytes
-            .chunks_exact(usize::from(self.palette.tile_bytes))
+            .chunks_exact(usize::from(palette.tile_bytes()))
             .nth(tile)
     }
 
-    /// Row `row` of tile `tile`, at its full length. `None` where there is no such row.
+    /// Returns row `row` of tile `tile`, at its full length. `None` without such a row.
     #[must_use]
     pub fn row(&self, tile: usize, row: usize) -> Option<&'a [u8]> {
+        let palette = self.palette?;
         self.tile(tile)?
-            .chunks_exact(usize::from(self.palette.row_bytes))
+            .chunks_exact(usize::from(palette.row_bytes()))
             .nth(row)
     }
 }
@@ -452,10 +310,8 @@ impl<'a> TileData<'a> {
 mod tests {
     use super::*;
 
-    const LEAF: [u32; 4] = [0x0400_2000, 0x0008_0040, 0x10, 0];
-
     fn palette() -> Palette {
-        Palette::from_leaf(1, LEAF).unwrap()
+        Palette::ONE
     }
 
     fn full() -> [u8; 64] {
@@ -472,52 +328,6 @@ mod tests {
         let mut bytes = full();
         change(&mut bytes);
         TileConfig::parse(&bytes, &[palette()]).unwrap_err()
-    }
-
-    #[test]
-    fn palette_of_sapphire_rapids() {
-        let palette = palette();
-        assert_eq!(palette.id(), 1);
-        assert_eq!(palette.total_bytes(), 8192);
-        assert_eq!(palette.tile_bytes(), 1024);
-        assert_eq!(palette.row_bytes(), 64);
-        assert_eq!(palette.tiles(), 8);
-        assert_eq!(palette.rows(), 16);
-    }
-
-    #[test]
-    fn palettes_that_cannot_exist_are_named() {
-        assert_eq!(
-            Palette::from_leaf(1, [0x0400_4400, 0x0011_0040, 0x10, 0]),
-            Err(PaletteError::Tiles {
-                palette: 1,
-                tiles: 17
-            })
-        );
-        assert_eq!(
-            Palette::from_leaf(1, [0; 4]),
-            Err(PaletteError::Tiles {
-                palette: 1,
-                tiles: 0
-            })
-        );
-        assert_eq!(
-            Palette::from_leaf(1, [0x0400_2000, 0x0008_0040, 0x11, 0]),
-            Err(PaletteError::TileBytes {
-                palette: 1,
-                reported_bytes: 1024,
-                row_bytes: 64,
-                rows: 17
-            })
-        );
-        assert_eq!(
-            Palette::from_leaf(1, [0x0400_1c00, 0x0008_0040, 0x10, 0]),
-            Err(PaletteError::TotalBytes {
-                palette: 1,
-                reported_bytes: 7168,
-                computed_bytes: 8192
-            })
-        );
     }
 
     #[test]
@@ -654,13 +464,17 @@ mod tests {
     #[test]
     fn tiles_and_rows_are_slices_of_component_18() {
         let bytes: Vec<u8> = (0..8192u32).map(|i| (i >> 6) as u8).collect();
-        let data = TileData::new(&bytes, palette());
+        let data = TileData::new(&bytes, Some(palette()));
         assert_eq!(data.bytes().len(), 8192);
         assert_eq!(data.tile(0).unwrap().len(), 1024);
         assert_eq!(data.row(7, 15).unwrap(), [127; 64]);
         assert_eq!(data.row(3, 2).unwrap(), [50; 64]);
         assert_eq!(data.tile(8), None);
         assert_eq!(data.row(0, 16), None);
-        assert_eq!(data.palette().id(), 1);
+        assert_eq!(data.palette(), Some(&palette()));
+
+        let unknown = TileData::new(&bytes, None);
+        assert_eq!((unknown.tile(0), unknown.row(0, 0)), (None, None));
+        assert_eq!(unknown.bytes().len(), 8192);
     }
 }

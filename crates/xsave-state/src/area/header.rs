@@ -4,20 +4,7 @@ use thiserror::Error;
 
 use crate::bytes;
 use crate::feature::XFeatures;
-
-/// Bytes of the legacy region, at offset 0 of every area (SDM Vol. 1 §13.4.1).
-pub const LEGACY_BYTES: usize = 512;
-/// Bytes of the header, at offset 512 of every area.
-pub const HEADER_BYTES: usize = 64;
-/// Where the extended region starts, in both formats.
-pub const EXTENDED_OFFSET: usize = LEGACY_BYTES + HEADER_BYTES;
-
-/// Bit 63 of XCOMP_BV: the area has the compacted format.
-pub const COMPACTED: u64 = 1 << 63;
-
-pub(crate) const XSTATE_BV: usize = 512;
-pub(crate) const XCOMP_BV: usize = 520;
-pub(crate) const RESERVED: core::ops::Range<usize> = 528..576;
+use crate::format::{COMPACTED, EXTENDED_OFFSET, HEADER_RESERVED, XCOMP_BV, XSTATE_BV};
 
 /// The two bitmaps of a header whose reserved bytes are zero.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,18 +17,23 @@ pub struct Header {
 }
 
 impl Header {
-    /// Reads bytes 512 to 575 of an area. Bytes that are missing count as zero: check the length
-    /// before.
+    /// Reads bytes 512 to 575 of an area.
     ///
     /// # Errors
     ///
-    /// A reserved byte is not zero. KVM_SET_XSAVE gives EINVAL for any of bytes 528 to 575
+    /// The area ends before byte 576, or a reserved byte is not zero. KVM_SET_XSAVE gives EINVAL for any of bytes 528 to 575
     /// (arch/x86/kernel/fpu/xstate.c, `validate_user_xstate_header`); so do XRSTOR and XRSTORS with
     /// #GP in the compacted format. XRSTOR of the standard format looks at 528 to 535 alone, beside
     /// XCOMP_BV (SDM Vol. 1 §13.8).
     #[inline]
     pub fn parse(area: &[u8]) -> Result<Self, HeaderError> {
-        if let Some(offset) = bytes::first_nonzero(area, RESERVED) {
+        if area.len() < EXTENDED_OFFSET {
+            return Err(HeaderError::TooShort {
+                required_bytes: EXTENDED_OFFSET,
+                actual_bytes: area.len(),
+            });
+        }
+        if let Some(offset) = bytes::first_nonzero(area, HEADER_RESERVED) {
             return Err(HeaderError::Reserved {
                 offset,
                 value: bytes::u8_at(area, offset),
@@ -53,17 +45,25 @@ impl Header {
         })
     }
 
-    /// Whether bit 63 of XCOMP_BV says that the area has the compacted format.
+    /// Returns true when bit 63 of XCOMP_BV says that the area has the compacted format.
     #[must_use]
     pub const fn is_compacted(&self) -> bool {
         self.xcomp_bv & COMPACTED != 0
     }
 }
 
-/// A header that KVM would refuse, and in the compacted format the processor.
+/// Errors from reading a header that KVM would refuse, and in the compacted format the processor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum HeaderError {
+    /// The area ends before its header does.
+    #[error("the area has {actual_bytes} bytes; legacy region and header have {required_bytes}")]
+    TooShort {
+        /// Legacy region and header.
+        required_bytes: usize,
+        /// The length of the area.
+        actual_bytes: usize,
+    },
     /// A reserved byte is not zero.
     #[error(
         "byte {offset} of the area (XSAVE header) is reserved and must be 0, but is {value:#04x}"
@@ -71,7 +71,7 @@ pub enum HeaderError {
     Reserved {
         /// Offset in the area, 528 to 575.
         offset: usize,
-        /// What is there.
+        /// Its value.
         value: u8,
     },
 }
@@ -91,6 +91,19 @@ mod tests {
         assert!(header.is_compacted());
         area[527] = 0;
         assert!(!Header::parse(&area).unwrap().is_compacted());
+    }
+
+    #[test]
+    fn a_header_that_is_cut_off_is_refused() {
+        for actual_bytes in [0, 10, 512, 575] {
+            assert_eq!(
+                Header::parse(&[0; 576][..actual_bytes]),
+                Err(HeaderError::TooShort {
+                    required_bytes: 576,
+                    actual_bytes
+                })
+            );
+        }
     }
 
     #[test]

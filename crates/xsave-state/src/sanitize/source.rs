@@ -1,24 +1,25 @@
-//! The bytes: what is in use and usable is copied to a blank area, and nothing else.
+//! Reads an untrusted area: what is in use and usable is copied to a blank area, and nothing else.
 
-use super::report::{Change, Report};
-use super::{Foreign, Policy, SanitizeError, Target};
+use core::ops::Range;
+
+use super::{Change, Report, SanitizeError, UntrustedArea};
+use crate::area::initial::{MXCSR_HOLDERS, is_initial};
+use crate::area::{Image, TileConfig};
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
-use crate::header::{COMPACTED, EXTENDED_OFFSET, RESERVED as HEADER_RESERVED, XCOMP_BV, XSTATE_BV};
-use crate::image::Image;
-use crate::initial::{MXCSR_HOLDERS, is_initial};
+use crate::fit::Misfit;
+use crate::format::{
+    COMPACTED, EXTENDED_OFFSET, HEADER_RESERVED, INITIAL_MXCSR, LEGACY_RESERVED, MXCSR,
+    TILECFG_BYTES, XCOMP_BV, XSTATE_BV,
+};
 use crate::layout::Layout;
-use crate::legacy::{INITIAL_MXCSR, MXCSR, RESERVED as LEGACY_RESERVED};
-use crate::tile::{TILECFG_BYTES, TileConfig};
 
 pub(super) fn clean(
-    foreign: &Foreign<'_>,
-    target: &Target,
-    policy: Policy,
+    untrusted: &UntrustedArea<'_>,
+    layout: &Layout,
     report: &mut Report,
 ) -> Result<Image<'static>, SanitizeError> {
-    let layout = target.layout();
-    let source = Source::read(foreign.area, layout, report)?;
+    let source = Source::read(untrusted.bytes(), layout, report)?;
     for reserved in [LEGACY_RESERVED, HEADER_RESERVED] {
         if let Some(offset) = bytes::first_nonzero(source.area, reserved.clone()) {
             let region = bytes::range(source.area, reserved);
@@ -30,94 +31,42 @@ pub(super) fn clean(
         }
     }
 
-    let mut in_use = source.xstate_bv;
-    if let Some(guest) = foreign.guest {
-        let was = in_use;
-        in_use &= guest;
-        if in_use != was {
-            report.add(Change::OverReported {
-                was,
-                now: in_use,
-                guest,
-            });
+    let xfd = untrusted.registers.xfd & layout.xfd();
+    let mut in_use = XFeatures::empty();
+    for component in source.xstate_bv.components() {
+        let bit = component.bit();
+        if untrusted.guest.is_some_and(|guest| !guest.contains(bit)) {
+            report.add(Change::OverReported { component });
+        } else if !layout.user().contains(bit) {
+            source.drop(component, Misfit::Missing { component }, report);
+        } else if xfd.contains(bit) {
+            source.drop(component, Misfit::Disabled { component, xfd }, report);
+        } else {
+            in_use |= bit;
         }
     }
-    let mxcsr = mxcsr(&source, layout, report);
-    let was = in_use;
-    in_use &= target.components();
-    if in_use != was {
-        report.add(Change::Unsupported {
-            was,
-            now: in_use,
-            supported: target.components(),
-            with_content: source.with_content(was - in_use),
-        });
-    }
-    // By the layout: where only the kernel lacks IA32_XFD, the state was disabled all the same.
-    let xfd = foreign.registers.xfd & layout.xfd();
-    let was = in_use;
-    in_use -= xfd;
-    if in_use != was {
-        report.add(Change::Disabled {
-            was,
-            now: in_use,
-            xfd,
-            with_content: source.with_content(was - in_use),
-        });
-    }
+    let mxcsr = source.mxcsr(report);
     source.require_places(in_use, report)?;
     if in_use.contains(XFeatures::XTILECFG)
         && let Some(config) = source.component(ComponentId::XTILECFG)
     {
-        let was = bytes::array::<TILECFG_BYTES>(config, 0);
-        if let Err(rule) = TileConfig::parse(&was, layout.palettes()) {
+        let config = bytes::array::<TILECFG_BYTES>(config, 0);
+        if let Err(rule) = TileConfig::parse(&config, layout.palettes()) {
             in_use -= XFeatures::XTILECFG;
-            report.add(Change::TileConfig { was, rule });
+            report.add(Change::Lost(Misfit::TileConfig { rule }));
         }
     }
     // MXCSR needs a component with which it is loaded.
     if mxcsr != INITIAL_MXCSR && !in_use.intersects(MXCSR_HOLDERS) {
         in_use |= XFeatures::SSE;
     }
-
-    let image = Image::of_components(layout, in_use, mxcsr, |id| {
+    Ok(Image::of_components(layout, in_use, mxcsr, |id| {
         let in_source = source.xstate_bv.contains(id.bit());
         in_source.then(|| source.component(id)).flatten()
-    })?;
-    let initial = image.initial_valued();
-    if initial.is_empty() || policy == Policy::Unchanged {
-        return Ok(image);
-    }
-    report.add(Change::Released {
-        was: image.xstate_bv(),
-        now: image.xstate_bv() - initial,
-    });
-    Ok(image.without(initial))
+    })?)
 }
 
-/// MXCSR as the area loads it, with the bits that the target has.
-fn mxcsr(source: &Source<'_>, layout: &Layout, report: &mut Report) -> u32 {
-    // The compacted format loads it with SSE alone (SDM Vol. 1 §13.8.2).
-    let holders = match source.placed {
-        Some(_) => XFeatures::SSE,
-        None => MXCSR_HOLDERS,
-    };
-    let loaded = source.xstate_bv.intersects(holders);
-    let was = bytes::u32_at(source.area, MXCSR);
-    let mask = layout.mxcsr_mask();
-    let now = if loaded { was & mask } else { INITIAL_MXCSR };
-    if was & !mask != 0 {
-        report.add(Change::Mxcsr {
-            was,
-            now,
-            mask,
-            loaded,
-        });
-    }
-    now
-}
-
-/// A foreign area with a whole legacy region and header.
+/// An untrusted area with a whole legacy region and header.
 struct Source<'a> {
     area: &'a [u8],
     layout: &'a Layout,
@@ -163,8 +112,8 @@ impl<'a> Source<'a> {
         })
     }
 
-    /// Where a component lies, or should; `None` where that is not known.
-    fn place(&self, id: ComponentId) -> Option<core::ops::Range<usize>> {
+    /// Returns where a component lies, or should lie; `None` where that is not known.
+    fn place(&self, id: ComponentId) -> Option<Range<usize>> {
         let component = self.layout.component(id)?;
         match self.placed {
             Some(placed) if !XFeatures::LEGACY.contains(id.bit()) => {
@@ -180,7 +129,7 @@ impl<'a> Source<'a> {
         }
     }
 
-    /// Whether a component that the layout does not have comes before in the compacted format.
+    /// Returns true when a component that the layout lacks comes before `id` in the compacted format.
     fn unknown_before(&self, id: ComponentId, placed: XFeatures) -> bool {
         self.unknown(placed)
             .components()
@@ -195,21 +144,39 @@ impl<'a> Source<'a> {
         self.area.get(self.place(id)?)
     }
 
-    /// Those of `components` that are not known to have their initial value.
-    fn with_content(&self, components: XFeatures) -> XFeatures {
-        let mut content = components;
-        for id in components.components() {
-            if self
-                .component(id)
-                .is_some_and(|bytes| is_initial(id, bytes))
-            {
-                content -= id.bit();
-            }
-        }
-        content
+    /// Drops a component in use: lost, unless it is known to have its initial value.
+    fn drop(&self, component: ComponentId, misfit: Misfit, report: &mut Report) {
+        let initial = self
+            .component(component)
+            .is_some_and(|bytes| is_initial(component, bytes));
+        report.add(if initial {
+            Change::Dropped { component }
+        } else {
+            Change::Lost(misfit)
+        });
     }
 
-    /// Every component in use must be there. The area may end behind the last of them.
+    /// Returns MXCSR as the area loads it, with the bits that the layout has.
+    fn mxcsr(&self, report: &mut Report) -> u32 {
+        // The compacted format loads it with SSE alone (SDM Vol. 1 §13.8.2).
+        let holders = match self.placed {
+            Some(_) => XFeatures::SSE,
+            None => MXCSR_HOLDERS,
+        };
+        let loaded = self.xstate_bv.intersects(holders);
+        let mxcsr = bytes::u32_at(self.area, MXCSR);
+        let mask = self.layout.mxcsr_mask();
+        if mxcsr & !mask != 0 {
+            report.add(if loaded {
+                Change::Lost(Misfit::Mxcsr { mxcsr, mask })
+            } else {
+                Change::UnusedMxcsr { was: mxcsr, mask }
+            });
+        }
+        if loaded { mxcsr & mask } else { INITIAL_MXCSR }
+    }
+
+    /// Checks that every component in use is within the area, which may end behind the last of them.
     fn require_places(&self, in_use: XFeatures, report: &mut Report) -> Result<(), SanitizeError> {
         let actual_bytes = self.area.len();
         for component in in_use.components() {

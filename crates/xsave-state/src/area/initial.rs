@@ -1,51 +1,14 @@
-//! Components that are in use and have the value of their initial state (SDM Vol. 1 §13.6).
+//! The initial value of each component (SDM Vol. 1 §13.6).
 
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
-use crate::image::Image;
-use crate::legacy::{INITIAL_FCW, INITIAL_MXCSR, MXCSR};
+use crate::format::{INITIAL_FCW, MXCSR};
 
-/// SSE and AVX: MXCSR is loaded with either (SDM Vol. 1 §13.7, §13.8).
+/// SSE and AVX: MXCSR is saved and loaded with either (SDM Vol. 1 §13.7, §13.8).
 pub(crate) const MXCSR_HOLDERS: XFeatures = XFeatures::SSE.union(XFeatures::AVX);
 
-impl Image<'_> {
-    /// The components that are in use without need: their bytes are those of the initial state, so
-    /// [`without`](Image::without) them the image is the same state, and smaller where formats leave
-    /// out what is initial.
-    ///
-    /// MXCSR is loaded with SSE and AVX. Where it is not initial, one of them stays in use.
-    ///
-    /// ```
-    /// # fn demo(image: xsave_state::Image<'_>) {
-    /// let initial = image.initial_valued();
-    /// let smaller = image.without(initial);
-    /// # }
-    /// ```
-    #[must_use]
-    pub fn initial_valued(&self) -> XFeatures {
-        let mut initial = XFeatures::empty();
-        for id in self.xstate_bv().components() {
-            let is_initial = self
-                .component(id)
-                .is_some_and(|bytes| is_initial(id, bytes));
-            if is_initial {
-                initial |= id.bit();
-            }
-        }
-        let holders = self.xstate_bv() & MXCSR_HOLDERS;
-        if self.mxcsr() != INITIAL_MXCSR && initial.contains(holders) {
-            initial -= if holders.contains(XFeatures::SSE) {
-                XFeatures::SSE
-            } else {
-                XFeatures::AVX
-            };
-        }
-        initial
-    }
-}
-
-/// Whether `bytes` are the initial value of a component. MXCSR, in the midst of x87's, is not
-/// looked at.
+/// Returns true when `bytes` are the initial value of a component. MXCSR, in the midst of x87's, is
+/// ignored.
 pub(crate) fn is_initial(id: ComponentId, bytes: &[u8]) -> bool {
     let zero = |range| bytes::first_nonzero(bytes, range).is_none();
     match id.number() {
