@@ -15,6 +15,8 @@ use super::tile::{TileConfig, TileConfigError, TileData};
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::format::{INITIAL_FCW, INITIAL_MXCSR, MXCSR, MXCSR_MASK, TILECFG_BYTES, XMM, XSTATE_BV};
+#[cfg(feature = "kvm")]
+use crate::layout::Component;
 use crate::layout::Layout;
 
 /// A valid standard-format area over borrowed or owned bytes.
@@ -152,6 +154,13 @@ impl<'a> Image<'a> {
         self.area.get(self.layout.component(id)?.range()?)
     }
 
+    /// Iterates over the components in use.
+    #[cfg(feature = "kvm")]
+    pub(crate) fn components_in_use(&self) -> impl Iterator<Item = &Component> {
+        let in_use = self.xstate_bv.components();
+        in_use.filter_map(|id| self.layout.component(id))
+    }
+
     /// Returns the legacy region as it is. [`xstate_bv`](Self::xstate_bv) tells what is in use.
     #[must_use]
     pub fn legacy(&self) -> Legacy<'_> {
@@ -197,6 +206,27 @@ impl<'a> Image<'a> {
             None => self.layout.palettes().first().copied(),
         };
         Some(TileData::new(bytes, palette))
+    }
+
+    /// Returns the area as the 32-bit words of `kvm_xsave`: its `region`, and `extra` behind it, empty
+    /// for an area of up to 4,096 bytes. It is the counterpart of
+    /// [`UntrustedArea::from_words`](crate::UntrustedArea::from_words).
+    #[must_use]
+    pub fn to_words(&self) -> ([u32; 1024], Vec<u32>) {
+        let mut region = [0; 1024];
+        let mut words = self.area.chunks(4).map(|word| match word.first_chunk() {
+            Some(word) => u32::from_le_bytes(*word),
+            // The length of an area need not be a multiple of 4.
+            None => {
+                let mut padded = [0; 4];
+                bytes::write(&mut padded, 0, word);
+                u32::from_le_bytes(padded)
+            }
+        });
+        for (to, word) in region.iter_mut().zip(&mut words) {
+            *to = word;
+        }
+        (region, words.collect())
     }
 
     /// Converts this image into one that owns its bytes, copying them if borrowed.

@@ -1,66 +1,58 @@
-//! The bytes that KVM copies into and out of.
+//! The bytes that KVM copies from and to.
 
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
 
-use kvm_bindings::{Msrs, kvm_msr_entry};
-
-use super::size::XsaveSize;
-use super::{MSR_IA32_XFD, MSR_IA32_XFD_ERR};
+use super::host::HostArea;
+use super::vcpu_layout::VcpuLayout;
+use crate::area::Image;
 use crate::bytes;
-use crate::feature::XFeatures;
-use crate::header::XSTATE_BV;
-use crate::image::Image;
-use crate::legacy::{MXCSR, XMM};
+use crate::feature::{ComponentId, XFeatures};
+use crate::format::{EXTENDED_OFFSET, MXCSR, XMM, XSTATE_BV};
 
 /// A buffer that every vCPU of this process can be captured into and restored from.
 ///
 /// Allocate one per thread and keep it: [`capture`](super::capture) and
 /// [`restore`](super::restore) never allocate.
 pub struct XsaveBuffer {
-    /// Exactly `size.bytes()` long, always: the ioctls rely on it.
+    /// Exactly `HostArea::bytes()` long, always: the ioctls rely on it.
     area: Vec<u8>,
-    size: XsaveSize,
-    /// IA32_XFD and IA32_XFD_ERR, in this order, for KVM_GET_MSRS and KVM_SET_MSRS.
-    pub(super) xfd_and_err: Msrs,
-    /// IA32_XFD, for KVM_SET_MSRS.
-    pub(super) xfd_alone: Msrs,
+    has_xsave2: bool,
+    is_compacted: bool,
 }
 
 impl XsaveBuffer {
-    /// Allocates it.
+    /// Allocates as many bytes as KVM copies.
     #[must_use]
-    pub fn new(size: XsaveSize) -> Self {
-        let msrs = |indices: &[u32]| {
-            let entry = |&index: &u32| kvm_msr_entry {
-                index,
-                ..Default::default()
-            };
-            let entries: Vec<_> = indices.iter().map(entry).collect();
-            // KVM_MAX_MSR_ENTRIES is 256.
-            Msrs::from_entries(&entries).expect("two MSRs are within the limit of the list")
-        };
+    pub fn new(host: &HostArea) -> Self {
         Self {
-            area: vec![0; size.bytes()],
-            size,
-            xfd_and_err: msrs(&[MSR_IA32_XFD, MSR_IA32_XFD_ERR]),
-            xfd_alone: msrs(&[MSR_IA32_XFD]),
+            area: vec![0; host.bytes()],
+            has_xsave2: host.has_xsave2(),
+            is_compacted: host.is_compacted(),
         }
     }
 
-    /// Its length in bytes, with the proof.
+    /// Returns the bytes, as the last ioctl has left them: [`HostArea::bytes`] in number.
     #[must_use]
-    pub const fn size(&self) -> XsaveSize {
-        self.size
-    }
-
-    pub(super) fn area(&self) -> &[u8] {
+    pub fn as_bytes(&self) -> &[u8] {
         &self.area
     }
 
-    pub(super) fn area_mut(&mut self) -> &mut [u8] {
-        &mut self.area
+    /// Returns where KVM_GET_XSAVE2 writes, for implementations of [`Vcpu`](super::Vcpu).
+    #[must_use]
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.area.as_mut_ptr()
+    }
+
+    /// Returns true when KVM has KVM_GET_XSAVE2 (Linux 5.17 and newer).
+    #[must_use]
+    pub const fn has_xsave2(&self) -> bool {
+        self.has_xsave2
+    }
+
+    pub(super) const fn is_compacted(&self) -> bool {
+        self.is_compacted
     }
 
     pub(super) fn xstate_bv(&self) -> XFeatures {
@@ -75,31 +67,61 @@ impl XsaveBuffer {
         bytes::write(&mut self.area, MXCSR, &value.to_le_bytes());
     }
 
-    /// Takes over `image`, as far as there is room, with zeros behind it.
+    #[cfg(test)]
+    pub(super) fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.area
+    }
+
+    /// Copies everything that KVM_SET_XSAVE reads of `image`: the legacy region, the header, and the
+    /// components in use.
     ///
-    /// KVM_SET_XSAVE copies into the area that the kernel keeps. Where that has the compacted format,
-    /// the processor loads MXCSR with SSE alone, not with AVX as from the standard format: SSE is
-    /// then in use too, with its initial value.
-    pub(super) fn fill_with(&mut self, image: &Image<'_>) {
-        let area = image.as_bytes();
-        let len = area.len().min(self.area.len());
-        let (head, tail) = self.area.split_at_mut(len);
-        head.copy_from_slice(bytes::prefix(area, len));
-        tail.fill(0);
-        // Where nothing loads it, it means nothing, but KVM checks it with x87.
-        self.set_mxcsr(image.mxcsr());
-        let in_use = image.xstate_bv_with_mxcsr();
-        if in_use != image.xstate_bv() {
-            bytes::fill(&mut self.area, XMM, 0);
-            self.set_xstate_bv(in_use);
+    /// Components that are not in use become initial in KVM, but for two that it would keep as they
+    /// are, and which are written with their initial value:
+    ///
+    /// - PKRU, which KVM keeps beside the area and sets only where XSTATE_BV has it
+    ///   (arch/x86/kernel/fpu/core.c, `fpu_copy_uabi_to_guest_fpstate`);
+    /// - MXCSR, where the kernel keeps the area in the standard format: XRSTOR loads it from there
+    ///   whatever XSTATE_BV says (SDM Vol. 1 §13.8.1), and KVM takes it over with x87, SSE or AVX
+    ///   alone.
+    ///
+    /// Where the kernel has the compacted format, XRSTORS loads MXCSR with SSE alone, not with AVX:
+    /// SSE is in use then, with its initial value, wherever MXCSR is not initial.
+    pub(super) fn fill_with(&mut self, image: &Image<'_>, vcpu: &VcpuLayout) {
+        let from = image.as_bytes();
+        bytes::copy(from, 0..EXTENDED_OFFSET, &mut self.area, 0);
+        let mut in_use = image.xstate_bv();
+        for component in image.components_in_use() {
+            if let Some(range) = component.range() {
+                let start = range.start;
+                bytes::copy(from, range, &mut self.area, start);
+            }
         }
+        // KVM checks it with x87 even where nothing loads it.
+        self.set_mxcsr(image.mxcsr());
+        let written = if self.is_compacted {
+            image.xstate_bv_with_mxcsr()
+        } else {
+            in_use | XFeatures::SSE
+        };
+        if written != in_use {
+            bytes::fill(&mut self.area, XMM, 0);
+            in_use = written;
+        }
+        if let Some(pkru) = vcpu.layout().component(ComponentId::PKRU)
+            && !in_use.contains(XFeatures::PKRU)
+            && let Some(range) = pkru.range()
+        {
+            bytes::fill(&mut self.area, range, 0);
+            in_use |= XFeatures::PKRU;
+        }
+        self.set_xstate_bv(in_use);
     }
 }
 
 impl fmt::Debug for XsaveBuffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("XsaveBuffer")
-            .field("size", &self.size)
+            .field("bytes", &self.area.len())
             .finish_non_exhaustive()
     }
 }

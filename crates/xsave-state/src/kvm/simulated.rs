@@ -1,166 +1,207 @@
 //! A vCPU for what cannot be provoked on a real one: an ioctl that fails at step n, and a kernel
-//! without the fixes, which takes an area that would crash the host.
+//! without the fixes, which accepts an area that would crash the host.
 
-use core::cell::{Cell, RefCell};
+use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-use vmm_sys_util::errno::{Error as Errno, Result};
+use kvm_bindings::kvm_cpuid_entry2;
 
 use super::buffer::XsaveBuffer;
-use super::ioctl::Vcpu;
-use super::size::XsaveSize;
+use super::errno::Errno;
+use super::host::HostArea;
+use super::vcpu::Vcpu;
+use super::vcpu_layout::VcpuLayout;
 use crate::bytes;
-use crate::header::XSTATE_BV;
-use crate::layout::Layout;
+use crate::feature::{ComponentId, XFeatures};
+use crate::format::{EXTENDED_OFFSET, XMM, XSTATE_BV};
+use crate::layout::{Component, Layout, Palette};
 
-const ENOMEM: i32 = 12;
-const EINVAL: i32 = 22;
+const PKRU: usize = 2688;
 
-/// Takes what an unfixed KVM takes. What it would do to its host is seen by [`host_lives`].
-///
-/// [`host_lives`]: SimulatedVcpu::host_lives
+/// Accepts what an unfixed KVM accepts, and copies as KVM does: components in use alone, PKRU beside
+/// the area.
 pub(super) struct SimulatedVcpu {
-    pub area: RefCell<Vec<u8>>,
-    pub xcr0: Cell<Option<u64>>,
-    pub xfd: Cell<u64>,
-    pub xfd_err: Cell<u64>,
-    pub has_cpuid: Cell<bool>,
-    pub keeps_compacted: Cell<bool>,
-    pub has_xfd: Cell<bool>,
-    /// How many registers KVM_SET_MSRS takes before it refuses one.
-    pub msrs_taken: Cell<usize>,
+    pub area: Vec<u8>,
+    pub pkru: u32,
+    pub xcr0: Option<u64>,
+    pub xfd: u64,
+    pub xfd_err: u64,
+    pub has_cpuid: bool,
+    pub has_xfd: bool,
+    /// How many registers KVM_SET_MSRS sets before it refuses one.
+    pub msrs_accepted: usize,
     /// Counts down; the ioctl that meets 1 fails with ENOMEM.
-    pub fail_at: Cell<usize>,
+    pub fail_at: usize,
     /// The ioctls done, in their order.
-    pub log: RefCell<Vec<String>>,
+    pub log: Vec<String>,
+    /// How many ioctls left the vCPU in a state with which KVM_RUN would kill the host.
+    pub dangers: usize,
 }
 
 impl SimulatedVcpu {
     pub(super) fn new(area: &[u8]) -> Self {
         Self {
-            area: RefCell::new(area.to_vec()),
-            xcr0: Cell::new(Some(1)),
-            xfd: Cell::new(0),
-            xfd_err: Cell::new(0),
-            has_cpuid: Cell::new(true),
-            keeps_compacted: Cell::new(true),
-            has_xfd: Cell::new(true),
-            msrs_taken: Cell::new(2),
-            fail_at: Cell::new(0),
-            log: RefCell::default(),
+            area: area.to_vec(),
+            pkru: 0,
+            xcr0: Some(1),
+            xfd: 0,
+            xfd_err: 0,
+            has_cpuid: true,
+            has_xfd: true,
+            msrs_accepted: usize::MAX,
+            fail_at: 0,
+            log: Vec::new(),
+            dangers: 0,
         }
     }
 
     pub(super) fn xstate_bv(&self) -> u64 {
-        bytes::u64_at(&self.area.borrow(), XSTATE_BV)
+        bytes::u64_at(&self.area, XSTATE_BV)
     }
 
     /// Whether KVM_RUN could load this state: XRSTORS with XSTATE_BV & XFD raises #NM.
     pub(super) fn host_lives(&self) -> bool {
-        self.xstate_bv() & self.xfd.get() == 0
+        self.xstate_bv() & self.xfd == 0
     }
 
-    fn ioctl(&self, name: &str) -> Result<()> {
-        let left = self.fail_at.get();
-        self.fail_at.set(left.saturating_sub(1));
+    fn ioctl(&mut self, name: impl Into<String>) -> Result<(), Errno> {
+        let left = self.fail_at;
+        self.fail_at = left.saturating_sub(1);
         if left == 1 {
-            return Err(Errno::new(ENOMEM));
+            return Err(Errno::new(libc::ENOMEM));
         }
-        self.log.borrow_mut().push(name.into());
+        self.log.push(name.into());
         Ok(())
+    }
+
+    fn note_danger(&mut self) {
+        self.dangers += usize::from(!self.host_lives());
     }
 }
 
-impl Vcpu for SimulatedVcpu {
-    fn keeps_compacted(&self) -> bool {
-        self.keeps_compacted.get()
-    }
-
-    fn has_cpuid(&self) -> Result<bool> {
+// SAFETY: There is no kernel: nothing but the buffer's own bytes is read or written.
+#[allow(unsafe_code)]
+unsafe impl Vcpu for SimulatedVcpu {
+    fn get_cpuid2(&mut self) -> Result<Vec<kvm_cpuid_entry2>, Errno> {
         self.ioctl("GET_CPUID2")?;
-        Ok(self.has_cpuid.get())
+        let one = self.has_cpuid.then(kvm_cpuid_entry2::default);
+        Ok(one.into_iter().collect())
     }
 
-    fn read_area(&self, buffer: &mut XsaveBuffer) -> Result<()> {
+    fn has_cpuid(&mut self) -> Result<bool, Errno> {
+        self.ioctl("GET_CPUID2")?;
+        Ok(self.has_cpuid)
+    }
+
+    fn get_xsave2(&mut self, buffer: &mut XsaveBuffer) -> Result<(), Errno> {
         self.ioctl("GET_XSAVE2")?;
-        buffer.area_mut().copy_from_slice(&self.area.borrow());
+        let len = self.area.len();
+        buffer.bytes_mut()[..len].copy_from_slice(&self.area);
         Ok(())
     }
 
-    fn write_area(&self, buffer: &XsaveBuffer) -> Result<()> {
+    fn set_xsave(&mut self, buffer: &XsaveBuffer) -> Result<(), Errno> {
         self.ioctl("SET_XSAVE")?;
-        let mut area = self.area.borrow_mut();
-        let len = area.len();
-        area.copy_from_slice(&buffer.area()[..len]);
-        Ok(())
-    }
-
-    fn read_xcr0(&self) -> Result<Option<u64>> {
-        self.ioctl("GET_XCRS")?;
-        Ok(self.xcr0.get())
-    }
-
-    fn write_xcr0(&self, value: u64) -> Result<()> {
-        self.ioctl("SET_XCRS")?;
-        if !self.has_cpuid.get() && value != 1 {
-            return Err(Errno::new(EINVAL));
+        let from = buffer.as_bytes();
+        let in_use = XFeatures::from_bits_retain(bytes::u64_at(from, XSTATE_BV));
+        if in_use.contains(XFeatures::X87) {
+            self.area[..XMM.start].copy_from_slice(&from[..XMM.start]);
         }
-        self.xcr0.set(Some(value));
-        Ok(())
-    }
-
-    fn read_xfd(&self, _: &mut XsaveBuffer) -> Result<Option<(u64, u64)>> {
-        self.ioctl("GET_MSRS")?;
-        let both = (self.xfd.get(), self.xfd_err.get());
-        Ok(self.has_xfd.get().then_some(both))
-    }
-
-    fn write_xfd(&self, _: &mut XsaveBuffer, xfd: u64, xfd_err: Option<u64>) -> Result<usize> {
-        self.ioctl("SET_MSRS")?;
-        if !self.has_cpuid.get() && xfd != 0 {
-            return Ok(0);
+        if in_use.intersects(XFeatures::SSE | XFeatures::AVX) {
+            self.area[24..32].copy_from_slice(&from[24..32]);
         }
-        let values = [(&self.xfd, Some(xfd)), (&self.xfd_err, xfd_err)];
-        let mut taken = 0;
-        for (register, value) in values.into_iter().take(self.msrs_taken.get()) {
-            if let Some(value) = value {
-                register.set(value);
-                taken += 1;
+        let layout = amx_layout();
+        for component in layout.components().skip(1) {
+            if !in_use.contains(component.id().bit()) {
+                continue;
+            }
+            if let Some(range) = component.range() {
+                self.area[range.clone()].copy_from_slice(&from[range]);
             }
         }
-        Ok(taken)
+        self.area[XSTATE_BV..EXTENDED_OFFSET].copy_from_slice(&from[XSTATE_BV..EXTENDED_OFFSET]);
+        if in_use.contains(XFeatures::PKRU) {
+            self.pkru = bytes::u32_at(from, PKRU);
+        }
+        self.note_danger();
+        Ok(())
+    }
+
+    fn get_xcr0(&mut self) -> Result<Option<u64>, Errno> {
+        self.ioctl("GET_XCRS")?;
+        Ok(self.xcr0)
+    }
+
+    fn set_xcr0(&mut self, value: u64) -> Result<(), Errno> {
+        self.ioctl("SET_XCRS")?;
+        if !self.has_cpuid && value != 1 {
+            return Err(Errno::new(libc::EINVAL));
+        }
+        self.xcr0 = Some(value);
+        Ok(())
+    }
+
+    fn get_msrs(&mut self, indices: [u32; 2]) -> Result<Option<[u64; 2]>, Errno> {
+        assert_eq!(indices, [0x1c4, 0x1c5]);
+        self.ioctl("GET_MSRS")?;
+        Ok(self.has_xfd.then_some([self.xfd, self.xfd_err]))
+    }
+
+    fn set_msrs(&mut self, msrs: &[(u32, u64)]) -> Result<usize, Errno> {
+        let list = msrs
+            .iter()
+            .map(|(index, value)| format!(" {index:x}={value:x}"));
+        self.ioctl(list.fold(String::from("SET_MSRS"), |all, one| all + &one))?;
+        let mut written = 0;
+        for &(index, value) in msrs.iter().take(self.msrs_accepted) {
+            if !self.has_cpuid && value != 0 {
+                break;
+            }
+            match index {
+                0x1c4 => self.xfd = value,
+                0x1c5 => self.xfd_err = value,
+                _ => break,
+            }
+            written += 1;
+        }
+        // Nothing runs between two writes of one ioctl.
+        self.note_danger();
+        Ok(written)
     }
 }
 
-/// A guest of an emulated Sapphire Rapids: XCR0 0x602e7, XFD for component 18, as KVM 7.2 in the lab
-/// shows it.
+/// A guest of an emulated Sapphire Rapids: XCR0 0x602e7, as KVM 7.2 in the lab shows it.
 pub(super) fn amx_layout() -> Layout {
-    layout_of(0x1f)
+    layout_of(XFeatures::all())
 }
 
-/// The same with a CPUID that hides XFD.
-pub(super) fn amx_layout_without_xfd() -> Layout {
-    layout_of(0xf)
+fn layout_of(features: XFeatures) -> Layout {
+    let parts = [
+        Component::user(ComponentId::AVX, 576, 256),
+        Component::user(ComponentId::OPMASK, 1088, 64),
+        Component::user(ComponentId::ZMM_HI256, 1152, 512),
+        Component::user(ComponentId::HI16_ZMM, 1664, 1024),
+        Component::user(ComponentId::PKRU, PKRU, 8),
+        Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
+        Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
+    ];
+    let parts = parts
+        .into_iter()
+        .filter(|c| features.contains(c.id().bit()));
+    Layout::from_parts(parts, [Palette::ONE]).unwrap()
 }
 
-fn layout_of(xsave_features: u32) -> Layout {
-    Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-        (0, _) => [0x20, 0, 0, 0],
-        (0xd, 0) => [0x602e7, 0x2b00, 0x2b00, 0],
-        (0xd, 1) => [xsave_features, 0x2a00, 0, 0],
-        (0xd, 2) => [256, 576, 0, 0],
-        (0xd, 5) => [64, 1088, 0, 0],
-        (0xd, 6) => [512, 1152, 0, 0],
-        (0xd, 7) => [1024, 1664, 0, 0],
-        (0xd, 9) => [8, 2688, 0, 0],
-        (0xd, 17) => [64, 2752, 2, 0],
-        (0xd, 18) => [8192, 2816, 6, 0],
-        (0x1d, 0) => [1, 0, 0, 0],
-        (0x1d, 1) => [0x0400_2000, 0x0008_0040, 0x10, 0],
-        _ => [0; 4],
-    })
-    .unwrap()
+pub(super) fn amx_host(is_compacted: bool) -> HostArea {
+    HostArea::new(11_008, amx_layout(), is_compacted).unwrap()
+}
+
+pub(super) fn amx_vcpu_layout() -> VcpuLayout {
+    vcpu_layout_of(XFeatures::all())
+}
+
+pub(super) fn vcpu_layout_of(features: XFeatures) -> VcpuLayout {
+    VcpuLayout::new(&layout_of(features), &amx_host(true)).unwrap()
 }
 
 /// An area of that layout with these components in use. Its bytes differ from place to place.
@@ -169,6 +210,10 @@ pub(super) fn amx_area(xstate_bv: u64) -> Vec<u8> {
     area[24..32].copy_from_slice(&[0x80, 0x1f, 0, 0, 0xff, 0xff, 0, 0]);
     area[416..576].fill(0);
     area[512..520].copy_from_slice(&xstate_bv.to_le_bytes());
+    area[2688..2696].fill(0);
+    if xstate_bv & 1 << 9 != 0 {
+        area[2688] = 0x54;
+    }
     area[2752..2816].fill(0);
     area[2752] = 1;
     for tile in 0..8 {
@@ -179,5 +224,5 @@ pub(super) fn amx_area(xstate_bv: u64) -> Vec<u8> {
 }
 
 pub(super) fn amx_buffer() -> XsaveBuffer {
-    XsaveBuffer::new(XsaveSize::from_capability(11_008).unwrap())
+    XsaveBuffer::new(&amx_host(true))
 }

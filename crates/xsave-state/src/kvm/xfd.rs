@@ -1,68 +1,60 @@
-//! A write of IA32_XFD that the host survives.
+//! Writes IA32_XFD so that the host survives it.
 
-use kvm_ioctls::VcpuFd;
 use thiserror::Error;
-use vmm_sys_util::errno::Error as Errno;
 
+use super::MSR_IA32_XFD;
 use super::buffer::XsaveBuffer;
-use super::ioctl::Vcpu;
+use super::errno::Errno;
+use super::vcpu::Vcpu;
 use crate::feature::XFeatures;
-use crate::layout::Layout;
 
-/// What IA32_XFD of a vCPU of this layout can disable. KVM goes by component 18 alone: a CPUID that
-/// hides XFD, or a layout that keeps quiet about it, does not keep the register from having been
-/// written (arch/x86/kvm/x86.c, `kvm_guest_supported_xfd`).
-pub(super) fn disableable(layout: &Layout) -> XFeatures {
-    layout.xfd() | (layout.user() & XFeatures::XTILEDATA)
-}
-
-/// Writes `xfd` to IA32_XFD of a vCPU that is not running, and gives the components that this put
-/// into their initial state.
+/// Writes `xfd` to IA32_XFD of a vCPU that is not running, and returns the components that were in use
+/// and are now in their initial state.
 ///
 /// KVM_SET_MSRS alone is not safe: with a disabled component in use, the next KVM_RUN loads an area
-/// that the processor refuses, in the host. So the component is released first, which is also what
-/// the architecture gives: state under XFD is not preserved (SDM Vol. 1 §13.14).
+/// that the processor refuses, in the host. So the component is released first. The architecture says
+/// the same: state under XFD is not preserved (SDM Vol. 1 §13.14).
 ///
-/// `buffer` is used as scratch space.
+/// `buffer` is scratch space.
 ///
 /// # Errors
 ///
-/// See [`WriteXfdError`]. After [`WriteXfdError::Read`] the vCPU is as it was; after any other
+/// See [`WriteXfdError`]. After [`WriteXfdError::Read`] the vCPU is unchanged; after any other
 /// IA32_XFD is, but the components may have been released.
 pub fn write_xfd(
-    vcpu: &VcpuFd,
+    vcpu: &mut impl Vcpu,
     xfd: XFeatures,
     buffer: &mut XsaveBuffer,
 ) -> Result<XFeatures, WriteXfdError> {
     let released = release(vcpu, xfd, buffer)?;
-    match vcpu.write_xfd(buffer, xfd.bits(), None) {
+    match vcpu.set_msrs(&[(MSR_IA32_XFD, xfd.bits())]) {
         Ok(1) => Ok(released),
         Ok(_) => Err(WriteXfdError::Refused { xfd }),
         Err(errno) => Err(WriteXfdError::Msr { xfd, errno }),
     }
 }
 
-/// Puts the components of `xfd` into their initial state and gives those that were in use.
-pub(super) fn release(
-    vcpu: &impl Vcpu,
+/// Puts the components of `xfd` into their initial state and returns those that were in use.
+fn release(
+    vcpu: &mut impl Vcpu,
     xfd: XFeatures,
     buffer: &mut XsaveBuffer,
 ) -> Result<XFeatures, WriteXfdError> {
     if xfd.is_empty() {
         return Ok(XFeatures::empty());
     }
-    vcpu.read_area(buffer).map_err(WriteXfdError::Read)?;
+    vcpu.get_xsave2(buffer).map_err(WriteXfdError::Read)?;
     let in_use = buffer.xstate_bv();
     let released = in_use & xfd;
     if !released.is_empty() {
         buffer.set_xstate_bv(in_use - xfd);
-        vcpu.write_area(buffer)
+        vcpu.set_xsave(buffer)
             .map_err(|errno| WriteXfdError::Release { released, errno })?;
     }
     Ok(released)
 }
 
-/// IA32_XFD could not be written.
+/// Errors from writing IA32_XFD.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum WriteXfdError {
@@ -72,13 +64,12 @@ pub enum WriteXfdError {
     /// KVM_SET_XSAVE failed.
     #[error("KVM_SET_XSAVE, to release {released} before IA32_XFD disables it: {errno}")]
     Release {
-        /// What was to be released.
+        /// The components to be released.
         released: XFeatures,
-        /// What the kernel said.
+        /// The error number.
         errno: Errno,
     },
-    /// KVM does not accept the value: a component is not in the vCPU's CPUID, or KVM has no
-    /// IA32_XFD.
+    /// KVM refuses the value: the vCPU's CPUID lacks a component, or KVM lacks IA32_XFD.
     #[error("KVM refuses {xfd} for IA32_XFD: the vCPU's CPUID lacks it, or the host has no XFD")]
     Refused {
         /// The value.
@@ -89,7 +80,7 @@ pub enum WriteXfdError {
     Msr {
         /// The value.
         xfd: XFeatures,
-        /// What the kernel said.
+        /// The error number.
         errno: Errno,
     },
 }
@@ -101,42 +92,48 @@ mod tests {
 
     #[test]
     fn nothing_is_read_where_nothing_is_disabled() {
-        let vcpu = SimulatedVcpu::new(&amx_area(0x602e7));
-        let released = release(&vcpu, XFeatures::empty(), &mut amx_buffer()).unwrap();
+        let mut vcpu = SimulatedVcpu::new(&amx_area(0x602e7));
+        let released = write_xfd(&mut vcpu, XFeatures::empty(), &mut amx_buffer()).unwrap();
         assert!(released.is_empty());
-        assert!(vcpu.log.borrow().is_empty());
+        assert_eq!(vcpu.log, ["SET_MSRS 1c4=0"]);
     }
 
     #[test]
     fn an_unused_component_needs_no_write() {
-        let vcpu = SimulatedVcpu::new(&amx_area(0x202e7));
-        let released = release(&vcpu, XFeatures::XTILEDATA, &mut amx_buffer()).unwrap();
+        let mut vcpu = SimulatedVcpu::new(&amx_area(0x202e7));
+        let released = write_xfd(&mut vcpu, XFeatures::XTILEDATA, &mut amx_buffer()).unwrap();
         assert!(released.is_empty());
-        assert_eq!(*vcpu.log.borrow(), ["GET_XSAVE2"]);
+        assert_eq!(vcpu.log, ["GET_XSAVE2", "SET_MSRS 1c4=40000"]);
     }
 
     #[test]
     fn a_component_in_use_is_released_and_the_others_are_kept() {
         let area = amx_area(0x602e7);
-        let vcpu = SimulatedVcpu::new(&area);
-        let released = release(&vcpu, XFeatures::XTILEDATA, &mut amx_buffer()).unwrap();
+        let mut vcpu = SimulatedVcpu::new(&area);
+        let released = write_xfd(&mut vcpu, XFeatures::XTILEDATA, &mut amx_buffer()).unwrap();
         assert_eq!(released, XFeatures::XTILEDATA);
-        assert_eq!(vcpu.xstate_bv(), 0x202e7);
-        assert_eq!(vcpu.area.borrow()[520..2816], area[520..2816]);
-        vcpu.xfd.set(1 << 18);
-        assert!(vcpu.host_lives());
+        assert_eq!((vcpu.xstate_bv(), vcpu.xfd), (0x202e7, 1 << 18));
+        assert_eq!(vcpu.area[520..2816], area[520..2816]);
+        assert_eq!(vcpu.dangers, 0);
     }
 
     #[test]
-    fn each_failing_ioctl_is_named() {
-        let vcpu = SimulatedVcpu::new(&amx_area(0x602e7));
-        vcpu.fail_at.set(1);
-        let mut buffer = amx_buffer();
-        let error = release(&vcpu, XFeatures::XTILEDATA, &mut buffer).unwrap_err();
-        assert!(matches!(error, WriteXfdError::Read(_)), "{error}");
-        vcpu.fail_at.set(2);
-        let error = release(&vcpu, XFeatures::XTILEDATA, &mut buffer).unwrap_err();
-        assert!(matches!(error, WriteXfdError::Release { .. }), "{error}");
-        assert_eq!(vcpu.xstate_bv(), 0x602e7);
+    fn each_failing_ioctl_is_named_and_none_endangers_the_host() {
+        for (fail_at, name) in [
+            (1, "KVM_GET_XSAVE2"),
+            (2, "KVM_SET_XSAVE"),
+            (3, "KVM_SET_MSRS"),
+        ] {
+            let mut vcpu = SimulatedVcpu::new(&amx_area(0x602e7));
+            vcpu.fail_at = fail_at;
+            let error = write_xfd(&mut vcpu, XFeatures::XTILEDATA, &mut amx_buffer()).unwrap_err();
+            assert!(error.to_string().starts_with(name), "{error}");
+            assert_eq!((vcpu.xfd, vcpu.dangers), (0, 0));
+        }
+        let mut vcpu = SimulatedVcpu::new(&amx_area(0x602e7));
+        vcpu.msrs_accepted = 0;
+        let xfd = XFeatures::XTILEDATA;
+        let error = write_xfd(&mut vcpu, xfd, &mut amx_buffer()).unwrap_err();
+        assert_eq!(error, WriteXfdError::Refused { xfd });
     }
 }

@@ -142,7 +142,7 @@ fn compacted_size(components: &[Option<Component>; SLOTS]) -> Result<(), LayoutE
 
 /// Checks that the palettes are numbered from 1, and that the tiles of each fit into component 18.
 /// A layout without XTILECFG has none.
-pub(super) fn check_palettes(
+fn check_palettes(
     palettes: Vec<Palette>,
     components: &[Option<Component>; SLOTS],
 ) -> Result<Vec<Palette>, LayoutError> {
