@@ -34,9 +34,9 @@ const MXCSR_MASK_OF_0: u32 = 0xffbf;
 
 /// The state components of a processor or a guest: number, size, offset, alignment and kind of each.
 ///
-/// Built once, from CPUID ([`from_cpuid`](Self::from_cpuid)) or from parts; cloning it costs a
-/// reference count. Two layouts are equal when every standard-format area means the same in both:
-/// supervisor components, which have no place there, are not compared.
+/// Built once, from CPUID ([`from_cpuid`](Self::from_cpuid)) or from parts; a clone shares
+/// it. Two layouts are equal when they have the same user components, palettes and MXCSR mask:
+/// supervisor components, which have no place in the standard format, are not compared.
 #[derive(Clone)]
 pub struct Layout(Arc<Inner>);
 
@@ -52,35 +52,6 @@ struct Inner {
 }
 
 impl Layout {
-    /// Puts a layout together without CPUID, for tests and tools. x87 and SSE are always there and
-    /// are not listed. The MXCSR mask is 0xffff.
-    ///
-    /// # Errors
-    ///
-    /// The parts describe an area that cannot exist: see [`LayoutError`].
-    ///
-    /// ```
-    /// use xsave_state::{Component, ComponentId, Layout, Palette};
-    ///
-    /// let layout = Layout::from_parts(
-    ///     [
-    ///         Component::user(ComponentId::AVX, 576, 256),
-    ///         Component::user(ComponentId::PKRU, 2688, 8),
-    ///         Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
-    ///         Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
-    ///     ],
-    ///     [Palette::ONE],
-    /// )?;
-    /// assert_eq!(layout.standard_size(), 11_008);
-    /// # Ok::<(), xsave_state::LayoutError>(())
-    /// ```
-    pub fn from_parts(
-        components: impl IntoIterator<Item = Component>,
-        palettes: impl IntoIterator<Item = Palette>,
-    ) -> Result<Self, LayoutError> {
-        check::layout(components, palettes.into_iter().collect())
-    }
-
     /// Returns x87 and SSE alone: the layout of a guest without XSAVE. KVM saves and restores such a
     /// vCPU in the same area, of which 576 bytes mean something (SDM Vol. 1 §13.4.1).
     #[must_use]

@@ -47,9 +47,11 @@ impl fmt::Display for Rule {
     }
 }
 
-/// All rules between components (SDM Vol. 1 §13.3). What a rule requires has its own rule before it.
+/// All rules between components (SDM Vol. 1 §13.3).
 ///
-/// A value is legal when it has x87 and nothing unsupported, and each rule holds: [`check`].
+/// A value is legal when it has x87 and nothing unsupported, and each rule holds: [`check`]. The rule
+/// of a required component comes before those that require it, so that [`largest_within`] needs one
+/// pass.
 pub const RULES: [Rule; 4] = [
     Rule::new(XFeatures::AVX, XFeatures::SSE),
     Rule::new(XFeatures::MPX, XFeatures::empty()),

@@ -9,27 +9,15 @@
 
 mod common;
 
-use common::{ARMED, LAYOUTS, LIVE_TILES, area, layout};
+use common::{ARMED, Dump, LAYOUTS, LIVE_TILES, amx, area, bits, layout, registers};
 use proptest::prelude::*;
-use xsave_state::xcr0::Xcr0Error;
-use xsave_state::{ExtendedState, Image, Layout, Misfit, Registers, StateError, XFeatures};
-
-fn registers(xcr0: u64, xfd: u64, xfd_err: u64) -> Registers {
-    Registers {
-        xcr0: XFeatures::from_bits_retain(xcr0),
-        xfd: XFeatures::from_bits_retain(xfd),
-        xfd_err: XFeatures::from_bits_retain(xfd_err),
-    }
-}
+use xsave_state::xcr0::{RULES, Xcr0Error};
+use xsave_state::{ComponentId, ExtendedState, Image, Layout, Registers, StateError, XFeatures};
 
 fn verdict(layout: &Layout, in_use: u64, registers: Registers) -> Result<(), StateError> {
     let area = area(layout, in_use);
     let image = Image::parse(&area, layout).unwrap();
     ExtendedState::new(image, registers).map(drop)
-}
-
-fn amx() -> Layout {
-    layout("sapphire-rapids-emulated-guest")
 }
 
 #[test]
@@ -53,7 +41,7 @@ fn a_component_in_use_cannot_be_disabled() {
     assert_eq!(
         verdict(&amx(), 0x602a2, registers(0x602e7, 0x40000, 0)),
         Err(StateError::InUseWhileDisabled {
-            xstate_bv: XFeatures::from_bits_retain(0x602a2),
+            xstate_bv: bits(0x602a2),
             xfd: both,
             both
         })
@@ -69,10 +57,12 @@ fn a_component_in_use_cannot_be_disabled() {
 fn xcr0_must_be_one_that_xsetbv_takes() {
     assert_eq!(
         verdict(&amx(), 3, registers(0x20007, 0, 0)),
-        Err(StateError::Xcr0(Xcr0Error::AmxSplit {
-            xcr0: XFeatures::from_bits_retain(0x20007)
+        Err(StateError::Xcr0(Xcr0Error::Rule {
+            xcr0: bits(0x20007),
+            rule: *RULES.last().unwrap()
         }))
     );
+    assert_eq!(RULES.last().unwrap().together, XFeatures::AMX);
     let without_amx = layout("sapphire-rapids-guest-without-amx");
     assert!(matches!(
         verdict(&without_amx, 3, registers(0x60007, 0, 0)),
@@ -92,7 +82,7 @@ fn a_component_may_be_in_use_without_being_enabled() {
 fn only_what_has_xfd_can_be_disabled() {
     let supported = XFeatures::XTILEDATA;
     for bit in (0..64).filter(|&bit| bit != 18) {
-        let value = XFeatures::from_bits_retain(1 << bit);
+        let value = bits(1 << bit);
         assert_eq!(
             verdict(&amx(), 0, registers(7, 1 << bit, 0)),
             Err(StateError::Xfd {
@@ -128,51 +118,42 @@ fn the_reset_state_is_valid() {
     }
 }
 
-/// What a snapshot of one host meets on another.
+/// KVM lets a guest write IA32_XFD by XTILEDATA in XCR0 alone: it ignores what the guest's CPUID says
+/// of it. A guest that was told otherwise can have the value, and must be captured with it.
 #[test]
-fn misfits_name_each_component_in_use() {
-    let (intel, amd) = (amx(), layout("amd-zen4-genoa"));
-    let reasons = |source: &Layout, target: &Layout, in_use: u64| -> Vec<String> {
-        source
-            .misfits(target, XFeatures::from_bits_retain(in_use))
-            .map(|misfit| misfit.to_string())
-            .collect()
+fn xtiledata_can_be_disabled_whatever_cpuid_says() {
+    let hide_ecx_2 = |dump: &mut Dump| dump.leaf_mut(0xd, 18)[2] &= !4;
+    let hide_xfd = |dump: &mut Dump| dump.leaf_mut(0xd, 1)[0] &= !0x10;
+    let hide_both = |dump: &mut Dump| {
+        hide_ecx_2(dump);
+        hide_xfd(dump);
     };
-    assert_eq!(reasons(&intel, &intel, 0x602e7), [""; 0]);
-    assert_eq!(reasons(&intel, &amd, 0x7), [""; 0]);
-    assert_eq!(
-        reasons(&intel, &amd, 0x60201),
-        [
-            "PKRU is at offset 2688 in the state and at 2432 on the target",
-            "XTILECFG is in use and the target does not have it",
-            "XTILEDATA is in use and the target does not have it",
-        ]
-    );
-    assert_eq!(
-        intel.misfits(&amd, XFeatures::OPMASK).collect::<Vec<_>>(),
-        [Misfit::Offset {
-            component: xsave_state::ComponentId::OPMASK,
-            source_offset: 1088,
-            target_offset: 832
-        }]
-    );
-    // A component of which the sizes differ: XTILEDATA of a processor with twice the tiles.
-    let larger = Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-        (0xd, 0) => [0x602e7, 0x4b00, 0x4b00, 0],
-        (0xd, 18) => [0x4000, 0xb00, 6, 0],
-        _ => common::Dump::read("sapphire-rapids-emulated-guest").get(leaf, subleaf),
-    })
-    .unwrap();
-    assert_eq!(
-        reasons(&intel, &larger, 0x40000),
-        ["XTILEDATA is 8192 bytes in the state and 16384 on the target"]
-    );
-    // A target that has it as a supervisor component does not have a place for it either.
-    let host = layout("sapphire-rapids");
-    assert_eq!(
-        reasons(&host, &host, 1 << 8),
-        ["PT is in use and the target does not have it"]
-    );
+    for hide in [&hide_ecx_2 as &dyn Fn(&mut Dump), &hide_xfd, &hide_both] {
+        let mut dump = Dump::read("sapphire-rapids-emulated-guest");
+        hide(&mut dump);
+        let layout = dump.layout().unwrap();
+        let tiles = layout.component(ComponentId::XTILEDATA).unwrap();
+        assert!(tiles.has_xfd());
+        assert_eq!(layout.xfd(), XFeatures::XTILEDATA);
+        assert_eq!(layout, amx());
+        let armed = registers(0x602e7, 0x40000, 0x40000);
+        assert_eq!(verdict(&layout, 0x202a2, armed), Ok(()));
+        assert!(matches!(
+            verdict(&layout, 0x602a2, armed),
+            Err(StateError::InUseWhileDisabled {
+                both: XFeatures::XTILEDATA,
+                ..
+            })
+        ));
+        // Nothing else can be.
+        assert_eq!(
+            verdict(&layout, 0, registers(7, 0x20000, 0)),
+            Err(StateError::Xfd {
+                xfd: XFeatures::XTILECFG,
+                supported: XFeatures::XTILEDATA
+            })
+        );
+    }
 }
 
 proptest! {

@@ -21,10 +21,10 @@ impl Header {
     ///
     /// # Errors
     ///
-    /// The area ends before byte 576, or a reserved byte is not zero. KVM_SET_XSAVE gives EINVAL for any of bytes 528 to 575
-    /// (arch/x86/kernel/fpu/xstate.c, `validate_user_xstate_header`); so do XRSTOR and XRSTORS with
-    /// #GP in the compacted format. XRSTOR of the standard format looks at 528 to 535 alone, beside
-    /// XCOMP_BV (SDM Vol. 1 §13.8).
+    /// The area ends before byte 576, or a reserved byte is not zero. For any of bytes 528 to 575
+    /// KVM_SET_XSAVE gives EINVAL (arch/x86/kernel/fpu/xstate.c, `validate_user_xstate_header`);
+    /// XRSTOR and XRSTORS of the compacted format raise #GP. XRSTOR of the standard format checks
+    /// XCOMP_BV and bytes 528 to 535 only (SDM Vol. 1 §13.8).
     #[inline]
     pub fn parse(area: &[u8]) -> Result<Self, HeaderError> {
         if area.len() < EXTENDED_OFFSET {

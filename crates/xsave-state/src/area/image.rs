@@ -197,7 +197,7 @@ impl<'a> Image<'a> {
     }
 
     /// Returns the tiles, with the geometry of the palette in use (the lowest where TILECFG is
-    /// initial), or `None` where they are initial.
+    /// initial; none where CPUID has none), or `None` where the tiles are initial.
     #[must_use]
     pub fn tile_data(&self) -> Option<TileData<'_>> {
         let bytes = self.component(ComponentId::XTILEDATA)?;

@@ -130,6 +130,7 @@ pub enum LegacyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::{INITIAL_FCW, INITIAL_MXCSR};
 
     fn area() -> [u8; 512] {
         let mut area = [0; 512];
@@ -155,6 +156,19 @@ mod tests {
         assert_eq!(legacy.xmm(16), None);
         assert_eq!(legacy.software()[0], 0xe7);
         assert_eq!(legacy.as_bytes().len(), 512);
+    }
+
+    #[test]
+    fn a_legacy_region_that_is_cut_off_is_refused() {
+        for actual_bytes in [0, 10, 24, 511] {
+            assert_eq!(
+                Legacy::parse(&area()[..actual_bytes], 0xffff),
+                Err(LegacyError::TooShort {
+                    required_bytes: 512,
+                    actual_bytes
+                })
+            );
+        }
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Makes a layout of parts, if an area of them can exist.
+//! Puts a layout together from parts, if an area of them can exist.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -8,49 +8,80 @@ use super::{Palette, SLOTS};
 use crate::feature::{ComponentId, XFeatures};
 use crate::format::{EXTENDED_OFFSET, TILECFG_BYTES};
 
-/// Checks everything that CPUID can say in several ways, and puts the parts together. Components 0
-/// and 1 are added.
-pub(super) fn layout(
-    parts: impl IntoIterator<Item = Component>,
-    palettes: Vec<Palette>,
-) -> Result<Layout, LayoutError> {
-    let mut components = [None; SLOTS];
-    let [x87, sse, ..] = &mut components;
-    *x87 = Component::legacy(ComponentId::X87);
-    *sse = Component::legacy(ComponentId::SSE);
-    let mut supervisor = XFeatures::empty();
-    let mut user = XFeatures::LEGACY;
-    let mut xfd = XFeatures::empty();
-    for component in parts {
-        one(&component)?;
-        let id = component.id();
-        let Some(slot) = components.get_mut(usize::from(id.number())) else {
-            continue;
-        };
-        if slot.replace(component).is_some() {
-            return Err(LayoutError::Twice { component: id });
+impl Layout {
+    /// Puts a layout together without CPUID, for tests and tools. x87 and SSE are always there and
+    /// are not listed. Palettes mean nothing without XTILECFG, and are left out then. The MXCSR mask is
+    /// 0xffff.
+    ///
+    /// # Errors
+    ///
+    /// The parts describe an area that cannot exist: see [`LayoutError`].
+    ///
+    /// ```
+    /// use xsave_state::{Component, ComponentId, Layout, Palette};
+    ///
+    /// let layout = Layout::from_parts(
+    ///     [
+    ///         Component::user(ComponentId::AVX, 576, 256),
+    ///         Component::user(ComponentId::PKRU, 2688, 8),
+    ///         Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
+    ///         Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
+    ///     ],
+    ///     [Palette::ONE],
+    /// )?;
+    /// assert_eq!(layout.standard_size(), 11_008);
+    /// # Ok::<(), xsave_state::LayoutError>(())
+    /// ```
+    pub fn from_parts(
+        components: impl IntoIterator<Item = Component>,
+        palettes: impl IntoIterator<Item = Palette>,
+    ) -> Result<Self, LayoutError> {
+        let mut slots = [None; SLOTS];
+        let [x87, sse, ..] = &mut slots;
+        *x87 = Component::legacy(ComponentId::X87);
+        *sse = Component::legacy(ComponentId::SSE);
+        let mut supervisor = XFeatures::empty();
+        let mut user = XFeatures::LEGACY;
+        let mut xfd = XFeatures::empty();
+        for component in components {
+            check_component(&component)?;
+            let id = component.id();
+            let Some(slot) = slots.get_mut(usize::from(id.number())) else {
+                continue;
+            };
+            if slot.replace(component).is_some() {
+                return Err(LayoutError::Twice { component: id });
+            }
+            if component.offset().is_none() {
+                supervisor |= id.bit();
+                continue;
+            }
+            user |= id.bit();
+            if component.has_xfd() {
+                xfd |= id.bit();
+            }
         }
-        if component.offset().is_none() {
-            supervisor |= id.bit();
-            continue;
-        }
-        user |= id.bit();
-        if component.has_xfd() {
-            xfd |= id.bit();
-        }
+        let standard_size = places(&slots)?;
+        compacted_size(&slots)?;
+        let palettes = check_palettes(palettes.into_iter().collect(), &slots)?;
+        Ok(Layout(Arc::new(Inner {
+            components: slots,
+            user,
+            supervisor,
+            xfd,
+            standard_size,
+            mxcsr_mask: MXCSR_MASK,
+            palettes,
+        })))
     }
-    let standard_size = places(&components)?;
-    compacted_size(&components)?;
-    let palettes = check_palettes(palettes, &components)?;
-    Ok(Layout(Arc::new(Inner {
-        components,
-        user,
-        supervisor,
-        xfd,
-        standard_size,
-        mxcsr_mask: MXCSR_MASK,
-        palettes,
-    })))
+
+    /// Replaces the palettes by those of `host`, if its tiles have room here.
+    #[cfg(feature = "kvm")]
+    pub(crate) fn with_palettes_of(mut self, host: &Self) -> Result<Self, LayoutError> {
+        let palettes = check_palettes(host.0.palettes.clone(), &self.0.components)?;
+        Arc::make_mut(&mut self.0).palettes = palettes;
+        Ok(self)
+    }
 }
 
 /// Returns the size of components whose content this crate or its users read, by the architecture
@@ -68,7 +99,7 @@ fn architectural_size(id: ComponentId) -> Option<usize> {
 }
 
 /// Checks one component by itself.
-fn one(component: &Component) -> Result<(), LayoutError> {
+fn check_component(component: &Component) -> Result<(), LayoutError> {
     let (id, size) = (component.id(), component.size());
     if size == 0 {
         return Err(LayoutError::NoSize { component: id });

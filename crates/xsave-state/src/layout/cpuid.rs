@@ -2,10 +2,9 @@
 
 use alloc::vec::Vec;
 
-use super::{Component, Layout, LayoutError, MAX_PALETTES, Palette, check};
+use super::{Component, Layout, LayoutError, MAX_PALETTES, Palette};
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
-use crate::format::EXTENDED_OFFSET;
 
 const FEATURES: u32 = 1;
 const XSAVE: u32 = 0xd;
@@ -84,7 +83,7 @@ impl Layout {
         } else {
             Vec::new()
         };
-        let layout = check::layout(components, palettes)?;
+        let layout = Self::from_parts(components, palettes)?;
         let reported_bytes = usize::try_from(reported_size).unwrap_or(usize::MAX);
         if reported_bytes < layout.standard_size() {
             return Err(LayoutError::AreaTooSmall {
@@ -130,12 +129,6 @@ fn component(
         Component::supervisor(id, size)
     } else {
         let offset = usize::try_from(ebx).unwrap_or(usize::MAX);
-        if offset < EXTENDED_OFFSET {
-            return Err(LayoutError::OffsetInHeader {
-                component: id,
-                offset,
-            });
-        }
         Component::user(id, offset, size)
     };
     if ecx & 1 << 1 != 0 {

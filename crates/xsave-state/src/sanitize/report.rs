@@ -21,6 +21,9 @@ pub enum Change {
         /// Bytes 520 to 527; now they are 0.
         was: u64,
     },
+    /// XSTATE_BV had bit 63, which is no component: KVM_SET_XSAVE fails with EINVAL. Now it is clear.
+    /// Loses nothing.
+    Bit63,
     /// Reserved bytes of the legacy region or of the header were not zero. Loses nothing.
     Reserved {
         /// Offset of the first: 416 to 463, or 528 to 575.
@@ -79,6 +82,7 @@ impl fmt::Display for Change {
             Self::Compacted { xcomp_bv } => {
                 write!(f, "XCOMP_BV: compacted with {xcomp_bv}, now 0")
             }
+            Self::Bit63 => f.write_str("XSTATE_BV: bit 63, which is no component, now 0"),
             Self::XcompBv { was } => write!(f, "XCOMP_BV: {was:#x}, now 0"),
             Self::Reserved {
                 offset,

@@ -38,9 +38,9 @@ pub(super) fn clean(
         if untrusted.guest.is_some_and(|guest| !guest.contains(bit)) {
             report.add(Change::OverReported { component });
         } else if !layout.user().contains(bit) {
-            source.drop(component, Misfit::Missing { component }, report);
+            source.report_dropped(component, Misfit::Missing { component }, report);
         } else if xfd.contains(bit) {
-            source.drop(component, Misfit::Disabled { component, xfd }, report);
+            source.report_dropped(component, Misfit::Disabled { component, xfd }, report);
         } else {
             in_use |= bit;
         }
@@ -104,6 +104,9 @@ impl<'a> Source<'a> {
         } else if xcomp_bv != 0 {
             report.add(Change::XcompBv { was: xcomp_bv });
         }
+        if xstate_bv.bits() >> ComponentId::COUNT != 0 {
+            report.add(Change::Bit63);
+        }
         Ok(Self {
             area,
             layout,
@@ -144,8 +147,9 @@ impl<'a> Source<'a> {
         self.area.get(self.place(id)?)
     }
 
-    /// Drops a component in use: lost, unless it is known to have its initial value.
-    fn drop(&self, component: ComponentId, misfit: Misfit, report: &mut Report) {
+    /// Reports a component in use that is not kept: lost, unless it is known to have its initial
+    /// value.
+    fn report_dropped(&self, component: ComponentId, misfit: Misfit, report: &mut Report) {
         let initial = self
             .component(component)
             .is_some_and(|bytes| is_initial(component, bytes));

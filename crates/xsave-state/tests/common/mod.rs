@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use xsave_state::{Layout, LayoutError};
+use xsave_state::{ExtendedState, Image, Layout, LayoutError, Registers, XFeatures};
 
 /// The layouts that the tests go through: Intel with and without AMX, MPX and AVX-512, and AMD.
 pub(crate) const LAYOUTS: [&str; 8] = [
@@ -87,6 +87,28 @@ impl Dump {
 /// The layout of a dump.
 pub(crate) fn layout(name: &str) -> Layout {
     Dump::read(name).layout().unwrap()
+}
+
+/// What the AMX lab's guest has.
+pub(crate) fn amx() -> Layout {
+    layout("sapphire-rapids-emulated-guest")
+}
+
+pub(crate) fn bits(bits: u64) -> XFeatures {
+    XFeatures::from_bits_retain(bits)
+}
+
+pub(crate) fn registers(xcr0: u64, xfd: u64, xfd_err: u64) -> Registers {
+    Registers::RESET
+        .with_xcr0(bits(xcr0))
+        .with_xfd(bits(xfd))
+        .with_xfd_err(bits(xfd_err))
+}
+
+/// An area and registers that are valid together.
+pub(crate) fn state(area: &[u8], layout: &Layout, registers: Registers) -> ExtendedState<'static> {
+    let image = Image::parse(area, layout).unwrap().into_owned();
+    ExtendedState::new(image, registers).unwrap()
 }
 
 /// Captured in the lab: XFD armed, the tiles initial. See `fixtures/areas/README.md`.

@@ -1,4 +1,5 @@
-//! Layouts from CPUID as real processors and guests report it; and each fault that is named.
+//! Layouts from CPUID as real processors and guests report it, and from parts; and each fault that is
+//! named.
 //!
 //! The dumps are in `fixtures/cpuid`; the first lines of each say where its numbers come from.
 #![allow(
@@ -11,9 +12,10 @@
 
 mod common;
 
-use common::Dump;
-use xsave_state::tile::PaletteError;
-use xsave_state::{ComponentId, ComponentKind, LayoutError, XFeatures};
+use common::{Dump, bits};
+use xsave_state::{
+    Component, ComponentId, ComponentKind, Layout, LayoutError, Palette, PaletteError, XFeatures,
+};
 
 const EAX: usize = 0;
 const EBX: usize = 1;
@@ -127,15 +129,16 @@ const EXPECTED: &[Expected] = &[
         mxcsr_mask: 0xffff,
         palettes: 0,
     },
+    // CPUID.1:ECX.XSAVE is clear, although leaf 0DH has AVX-512.
     Expected {
         name: "emerald-rapids-kvm-supported",
-        user: 0xe7,
+        user: 3,
         supervisor: 0,
         xfd: 0,
-        places: &AVX512_INTEL,
+        places: &[],
         supervisors: &[],
-        standard_size: 2688,
-        compacted_sizes: [2432, 2432],
+        standard_size: 576,
+        compacted_sizes: [576, 576],
         mxcsr_mask: 0xffff,
         palettes: 0,
     },
@@ -293,7 +296,8 @@ fn sizes_are_those_that_the_processor_reports() {
         "ice-lake-server" | "amd-zen4-genoa" | "alder-lake-client" => user - XFeatures::PKRU,
         _ => user,
     };
-    for Expected { name, .. } in EXPECTED {
+    let with_xsave = EXPECTED.iter().filter(|expected| expected.user != 3);
+    for Expected { name, .. } in with_xsave {
         let dump = Dump::read(name);
         let layout = dump.layout().unwrap();
         let [_, enabled_size, size, _] = dump.get(0xd, 0);
@@ -318,25 +322,127 @@ fn sizes_are_those_that_the_processor_reports() {
 #[test]
 fn the_palette_of_amx_is_read() {
     let layout = Dump::read("granite-rapids").layout().unwrap();
-    let palette = layout.palettes()[0];
-    assert_eq!(palette.id(), 1);
-    assert_eq!(
-        [palette.tiles(), palette.rows(), palette.row_bytes()],
-        [8, 16, 64]
-    );
+    let [palette] = layout.palettes() else {
+        panic!("{:?}", layout.palettes());
+    };
+    assert_eq!(*palette, Palette::ONE);
     assert_eq!(
         layout.component(ComponentId::XTILEDATA).unwrap().size(),
         usize::from(palette.total_bytes())
     );
 }
 
+/// XTILEDATA needs no bit: KVM lets a guest disable it whatever the guest's CPUID says.
 #[test]
-fn xfd_needs_its_cpuid_bit() {
+fn other_components_need_both_bits_for_xfd() {
+    for (features, flags, xfd) in [
+        (0x10, 4, XFeatures::XTILEDATA | XFeatures::APX),
+        (0, 4, XFeatures::XTILEDATA),
+        (0x10, 0, XFeatures::XTILEDATA),
+    ] {
+        let mut dump = Dump::read("sapphire-rapids");
+        dump.leaf_mut(0xd, 0)[EAX] |= 1 << 19;
+        *dump.leaf_mut(0xd, 19) = [128, 960, flags, 0];
+        dump.leaf_mut(0xd, 18)[ECX] = 2 | flags;
+        dump.leaf_mut(0xd, 1)[EAX] = features;
+        let layout = dump.layout().unwrap();
+        assert_eq!(layout.xfd(), xfd);
+        for component in layout.components() {
+            let in_xfd = xfd.contains(component.id().bit());
+            assert_eq!(component.has_xfd(), in_xfd, "{component:?}");
+        }
+    }
+}
+
+/// XSAVE hidden in leaf 1, no leaf 0DH, or one of zeros: x87 and SSE, whatever else CPUID says.
+#[test]
+fn a_guest_without_xsave_has_x87_and_sse() {
+    let hidden = |dump: &mut Dump| dump.leaf_mut(1, 0)[ECX] &= !(1 << 26);
+    let missing = |dump: &mut Dump| dump.leaf_mut(0, 0)[EAX] = 0xc;
+    let zero = |dump: &mut Dump| *dump.leaf_mut(0xd, 0) = [0; 4];
+    for name in ["sapphire-rapids", "amd-zen4-genoa", "haswell-client"] {
+        for change in [&hidden as &dyn Fn(&mut Dump), &missing, &zero] {
+            let mut dump = Dump::read(name);
+            change(&mut dump);
+            let layout = dump.layout().unwrap();
+            let mask = Dump::read(name).layout().unwrap().mxcsr_mask();
+            assert_eq!(layout, Layout::legacy().with_mxcsr_mask(mask), "{name}");
+            assert_eq!(layout.user(), XFeatures::LEGACY);
+            assert_eq!(layout.supervisor(), XFeatures::empty());
+            assert_eq!(layout.standard_size(), 576);
+        }
+    }
+    // Not an error either where the leaves behind are wrong.
     let mut dump = Dump::read("sapphire-rapids");
-    dump.leaf_mut(0xd, 1)[EAX] &= !(1 << 4);
-    let layout = dump.layout().unwrap();
-    assert_eq!(layout.xfd(), XFeatures::empty());
-    assert!(layout.component(ComponentId::XTILEDATA).unwrap().has_xfd());
+    hidden(&mut dump);
+    dump.leaf_mut(0xd, 2)[EAX] = 7;
+    assert_eq!(dump.layout(), Ok(Layout::legacy()));
+    assert_eq!(Layout::from_cpuid(|_, _| [0; 4]), Ok(Layout::legacy()));
+}
+
+/// What CPUID says, said in parts, is the same layout.
+#[test]
+fn a_layout_of_parts_is_that_of_its_cpuid() {
+    for expected in EXPECTED {
+        let name = expected.name;
+        let users = expected.places.iter().map(|&(number, offset, size)| {
+            let component = Component::user(ComponentId::new(number).unwrap(), offset, size);
+            match number {
+                17 | 18 => component.aligned(),
+                _ => component,
+            }
+        });
+        let supervisors = expected
+            .supervisors
+            .iter()
+            .map(|&(number, size)| Component::supervisor(ComponentId::new(number).unwrap(), size));
+        let palettes = vec![Palette::ONE; expected.palettes];
+        // In any order.
+        let parts = Layout::from_parts(supervisors.chain(users).rev(), palettes)
+            .unwrap()
+            .with_mxcsr_mask(expected.mxcsr_mask);
+        let layout = Dump::read(name).layout().unwrap();
+        assert_eq!(parts, layout, "{name}");
+        assert!(parts.components().eq(layout.components()), "{name}");
+        assert_eq!(parts.user(), layout.user(), "{name}");
+        assert_eq!(parts.supervisor(), layout.supervisor(), "{name}");
+        assert_eq!(parts.xfd(), layout.xfd(), "{name}");
+        assert_eq!(parts.standard_size(), layout.standard_size(), "{name}");
+        let all = layout.user() | layout.supervisor();
+        assert!(parts.compacted(all).eq(layout.compacted(all)), "{name}");
+    }
+}
+
+/// An area of the standard format has no place for supervisor components; everything else counts.
+#[test]
+fn layouts_are_equal_whatever_supervisor_components_they_have() {
+    let host = spr().layout().unwrap();
+    assert!(!host.supervisor().is_empty());
+    let guest = Dump::read("sapphire-rapids-emulated-guest")
+        .layout()
+        .unwrap();
+    assert!(guest.supervisor().is_empty());
+    assert_eq!(host, guest);
+
+    let pkru = |offset| Component::user(ComponentId::PKRU, offset, 8);
+    let of = |component| Layout::from_parts([component], []).unwrap();
+    let apx = Component::user(ComponentId::APX, 960, 128);
+    for (left, right) in [
+        (of(pkru(2688)), of(pkru(2432))),
+        (of(pkru(576)), Layout::legacy()),
+        (of(apx), of(apx.aligned())),
+        (of(apx), of(apx.with_xfd())),
+        (of(apx), of(Component::user(ComponentId::APX, 960, 256))),
+        (host.clone(), host.with_mxcsr_mask(0x2_ffff)),
+        (
+            guest,
+            Dump::read("emerald-rapids-vm-without-tile-leaves")
+                .layout()
+                .unwrap(),
+        ),
+    ] {
+        assert_ne!(left, right);
+    }
 }
 
 #[test]
@@ -400,20 +506,12 @@ fn compacted_too_large() {
 }
 
 #[test]
-fn no_xsave_leaf() {
-    assert_eq!(
-        spr().error(0, 0, EAX, 0xc),
-        LayoutError::NoXsaveLeaf { max_leaf: 0xc }
-    );
-}
-
-#[test]
 fn no_legacy() {
     for user in [0x602e5, 0x602e6, 0x602e4] {
         assert_eq!(
             spr().error(0xd, 0, EAX, user),
             LayoutError::NoLegacy {
-                user: XFeatures::from_bits_retain(u64::from(user))
+                user: bits(u64::from(user))
             }
         );
     }
@@ -432,7 +530,7 @@ fn user_and_supervisor() {
 #[test]
 fn bit_63() {
     let layout = spr().layout().unwrap();
-    let bit_63 = XFeatures::from_bits_retain(1 << 63);
+    let bit_63 = bits(1 << 63);
     for (subleaf, user, supervisor) in [
         (0, layout.user() | bit_63, layout.supervisor()),
         (1, layout.user(), layout.supervisor() | bit_63),
@@ -633,4 +731,47 @@ fn tile_data() {
             component_bytes: 8191
         }
     );
+}
+
+// What only parts can say.
+
+#[test]
+fn twice() {
+    let component = ComponentId::PKRU;
+    for second in [
+        Component::user(component, 700, 8),
+        Component::supervisor(component, 8),
+    ] {
+        assert_eq!(
+            Layout::from_parts([Component::user(component, 576, 8), second], []),
+            Err(LayoutError::Twice { component })
+        );
+    }
+    // x87 and SSE are always there.
+    assert!(Layout::from_parts([Component::supervisor(ComponentId::SSE, 256)], []).is_err());
+}
+
+#[test]
+fn palette_number() {
+    let config = Component::user(ComponentId::XTILECFG, 2752, 64);
+    let (eax, ebx, ecx) = (0x0400_2000, 0x0008_0040, 0x10);
+    let palette = |id| Palette::from_leaf(id, [eax, ebx, ecx, 0]).unwrap();
+    for (palettes, expected, actual) in [
+        (vec![palette(1), palette(1)], 2, 1),
+        (vec![palette(2)], 1, 2),
+        (vec![palette(0)], 1, 0),
+    ] {
+        assert_eq!(
+            Layout::from_parts([config], palettes),
+            Err(LayoutError::PaletteNumber { expected, actual })
+        );
+    }
+    assert!(Layout::from_parts([config], (1..=8).map(palette)).is_ok());
+    assert_eq!(
+        Layout::from_parts([config], (1..=9).map(palette)),
+        Err(LayoutError::TooManyPalettes { max_palette: 9 })
+    );
+    // Without XTILECFG they mean nothing.
+    let without = Layout::from_parts([], [Palette::ONE]).unwrap();
+    assert_eq!(without.palettes(), []);
 }
