@@ -12,13 +12,20 @@ mod common;
 mod machine;
 
 use common::{area, layout};
+use kvm_ioctls::Kvm;
 use machine::program::{self, LDMXCSR, STMXCSR};
-use machine::{Machine, machine};
+use machine::{Machine, cpuid, machine, machine_with};
 use xsave_state::kvm::{
-    self, CaptureError, Cause, RestorePlan, Step, VcpuAfter, WriteXfdError, XsaveBuffer, XsaveSize,
+    self, CaptureError, HostArea, RestoreError, VcpuAfter, VcpuLayout, VcpuLayoutError,
+    WriteXfdError, XsaveBuffer,
 };
-use xsave_state::legacy::LegacyError;
-use xsave_state::{ComponentId, ExtendedState, Image, ImageError, Layout, Registers, XFeatures};
+use xsave_state::sanitize::sanitize;
+use xsave_state::{
+    Component, ComponentId, ExtendedState, Image, Layout, Losses, Misfit, Registers, UntrustedArea,
+    XFeatures,
+};
+
+const PKRU: u32 = 0xb5b5_b3b3;
 
 /// The components that this vCPU can have, all in use, at their places.
 fn full_state(layout: &Layout, xfd: XFeatures) -> ExtendedState<'static> {
@@ -26,13 +33,12 @@ fn full_state(layout: &Layout, xfd: XFeatures) -> ExtendedState<'static> {
     let mut area = area(layout, in_use.bits());
     if let Some(pkru) = layout.component(ComponentId::PKRU) {
         // KVM keeps PKRU as a number of its own: the upper half of the component is not the guest's.
-        area[pkru.offset().unwrap() + 4..][..4].fill(0);
+        area[pkru.offset().unwrap()..][..8].copy_from_slice(&u64::from(PKRU).to_le_bytes());
     }
-    let registers = Registers {
-        xcr0: layout.user(),
-        xfd,
-        xfd_err: xfd,
-    };
+    let registers = Registers::RESET
+        .with_xcr0(layout.user())
+        .with_xfd(xfd)
+        .with_xfd_err(xfd);
     let image = Image::parse(&area, layout).unwrap().into_owned();
     ExtendedState::new(image, registers).unwrap()
 }
@@ -51,13 +57,36 @@ fn assert_same(captured: &ExtendedState<'_>, expected: &ExtendedState<'_>) {
     assert_eq!(captured, expected, "bytes that differ: {differing:?}");
 }
 
+/// Compares what a guest could read: KVM may call a component in use that has its initial value.
+#[track_caller]
+fn assert_same_values(captured: &ExtendedState<'_>, expected: &ExtendedState<'_>) {
+    assert_eq!(captured.registers(), expected.registers());
+    assert_eq!(captured.image().mxcsr(), expected.image().mxcsr());
+    let initial = ExtendedState::reset(expected.layout());
+    for component in expected.layout().components() {
+        let value = |state: &ExtendedState<'_>| {
+            let offset = component.offset().unwrap();
+            let in_use = state.image().component(component.id());
+            let mut bytes = match in_use {
+                Some(bytes) => bytes.to_vec(),
+                None => initial.image().as_bytes()[offset..][..component.size()].to_vec(),
+            };
+            if component.id() == ComponentId::X87 {
+                bytes[24..32].fill(0);
+            }
+            bytes
+        };
+        assert_eq!(value(captured), value(expected), "{}", component.id());
+    }
+}
+
 #[test]
 fn kvm_copies_no_more_than_the_size_that_was_proven() {
     let Some(machine) = machine() else { return };
-    let size = XsaveSize::query(&machine.vm, &machine.vcpu).unwrap();
     let written = machine.bytes_written_by_get_xsave2();
-    assert!(written <= size.bytes(), "{written} > {}", size.bytes());
-    assert!(machine.layout.standard_size() <= size.bytes());
+    let size = machine.host.bytes();
+    assert!(written <= size, "{written} > {size}");
+    assert!(machine.layout.layout().standard_size() <= size);
 }
 
 #[test]
@@ -66,9 +95,10 @@ fn a_new_vcpu_is_in_the_reset_state() {
     let capture = machine.capture();
     assert!(
         capture.over_reported.is_empty(),
-        "{}",
+        "{:?}",
         capture.over_reported
     );
+    assert!(capture.disabled.is_empty(), "{:?}", capture.disabled);
     assert_eq!(capture.state.registers(), Registers::RESET);
     assert!(!capture.state.image().xstate_bv().intersects(XFeatures::AMX));
 }
@@ -78,7 +108,7 @@ fn every_component_arrives_in_another_vm() {
     let (Some(mut first), Some(mut second)) = (machine(), machine()) else {
         return;
     };
-    let state = full_state(&first.layout, XFeatures::empty());
+    let state = full_state(first.layout.layout(), XFeatures::empty());
     first.restore(&state).unwrap();
     let captured = first.capture().state.into_owned();
     assert_same(&captured, &state);
@@ -89,135 +119,176 @@ fn every_component_arrives_in_another_vm() {
 }
 
 #[test]
-fn a_restore_replaces_everything() {
+fn a_restore_replaces_everything_in_a_vcpu_that_was_used() {
     let Some(mut machine) = machine() else { return };
-    let full = full_state(&machine.layout, XFeatures::empty());
+    let full = full_state(machine.layout.layout(), XFeatures::empty());
+    let reset = ExtendedState::reset(machine.layout.layout());
     machine.restore(&full).unwrap();
-    let reset = ExtendedState::reset(&machine.layout);
+    machine.run_to_halt();
     machine.restore(&reset).unwrap();
-    let captured = machine.capture().state.into_owned();
-    assert_eq!(captured.registers(), Registers::RESET);
-    // KVM may call x87, SSE and PKRU in use; with the values of the initial state.
-    let rest = XFeatures::LEGACY | XFeatures::PKRU;
-    assert!(rest.contains(captured.image().xstate_bv()));
-    assert_eq!(captured.image().mxcsr(), 0x1f80);
+    assert_same_values(&machine.capture().state, &reset);
+    machine.run_to_halt();
+    assert_same_values(&machine.capture().state, &reset);
+}
+
+/// KVM keeps PKRU where XSTATE_BV lacks it.
+#[test]
+fn pkru_of_an_earlier_use_does_not_survive_a_restore() {
+    let Some(mut machine) = with_pkru() else {
+        return;
+    };
+    let full = full_state(machine.layout.layout(), XFeatures::empty());
+    let without = full.image().clone().without(XFeatures::PKRU);
+    let without = ExtendedState::new(without, full.registers()).unwrap();
+    machine.restore(&full).unwrap();
+    machine.run_to_halt();
+    machine.restore(&without).unwrap();
+    machine.run_to_halt();
+    assert_same_values(&machine.capture().state, &without);
+
+    // The control: KVM_SET_XSAVE alone leaves it.
+    machine.restore(&full).unwrap();
+    machine.run_to_halt();
+    machine.set_xsave(without.image().as_bytes());
+    machine.run_to_halt();
+    assert_eq!(pkru_of(&machine.capture().state), PKRU);
+}
+
+/// XSTATE_BV lacks it then, although KVM writes the guest's value to its place.
+#[test]
+fn pkru_is_captured_when_the_thread_had_0_at_the_last_exit() {
+    let Some(mut machine) = with_pkru() else {
+        return;
+    };
+    let full = full_state(machine.layout.layout(), XFeatures::empty());
+    machine.restore(&full).unwrap();
+    machine.run_to_halt_with_pkru_0();
+    assert_eq!(pkru_of(&machine.capture().state), PKRU);
+}
+
+fn pkru_of(state: &ExtendedState<'_>) -> u32 {
+    let pkru = state.image().component(ComponentId::PKRU);
+    pkru.map_or(0, |bytes| u32::from_le_bytes(*bytes.first_chunk().unwrap()))
 }
 
 #[test]
 fn a_vcpu_without_cpuid_is_refused() {
     let Some(mut machine) = machine() else { return };
-    let state = full_state(&machine.layout, XFeatures::empty());
-    let bare = machine.vm.create_vcpu(1).unwrap();
-    let error = kvm::restore(&bare, &state, &mut machine.buffer).unwrap_err();
-    assert_eq!(error.step, Step::SetXcr0(state.registers().xcr0));
-    assert_eq!(error.cause, Cause::NoCpuid);
+    let mut bare = machine.vm.create_vcpu(1).unwrap();
+    let error = VcpuLayout::query(&mut bare, &machine.host).unwrap_err();
+    assert_eq!(error, VcpuLayoutError::NoCpuid);
+    let (layout, buffer) = (&machine.layout, &mut machine.buffer);
+    let error = kvm::capture(&mut bare, layout, buffer).unwrap_err();
+    assert_eq!(error, CaptureError::NoCpuid);
+    let error = kvm::capture_untrusted(&mut bare, layout, buffer).unwrap_err();
+    assert_eq!(error, CaptureError::NoCpuid);
 
-    // XFD comes first, where it is armed. This needs no host with AMX.
-    let armed = full_state(
-        &layout("sapphire-rapids-emulated-guest"),
-        XFeatures::XTILEDATA,
-    );
-    let error = kvm::restore(&bare, &armed, &mut machine.buffer).unwrap_err();
-    assert!(matches!(error.step, Step::SetXfd { .. }), "{error}");
-    assert_eq!(error.cause, Cause::NoCpuid);
-    assert_eq!(error.vcpu, VcpuAfter::Unchanged);
-
-    // KVM takes the XCR0 of the reset state without a CPUID.
-    let reset = ExtendedState::reset(&machine.layout);
-    let error = kvm::restore(&bare, &reset, &mut machine.buffer).unwrap_err();
-    assert_eq!(error.step, Step::RequireCpuid);
-    assert_eq!(error.cause, Cause::NoCpuid);
-    assert_eq!(error.vcpu, VcpuAfter::Unchanged);
+    // KVM accepts the XCR0 of the reset state without a CPUID.
+    let reset = ExtendedState::reset(layout.layout());
+    let mut states = vec![reset, full_state(layout.layout(), XFeatures::empty())];
+    if !layout.layout().xfd().is_empty() {
+        states.push(full_state(layout.layout(), layout.layout().xfd()));
+    }
+    for state in states {
+        let error = kvm::restore(&mut bare, &state, layout, buffer).unwrap_err();
+        let fate = VcpuAfter::Unchanged;
+        assert_eq!(error, RestoreError::NoCpuid { vcpu: fate });
+    }
 }
 
-/// As of a guest whose CPUID has no XSAVE: KVM keeps x87 and SSE, and nothing else is claimed.
+/// A guest whose CPUID has no XSAVE: KVM keeps x87 and SSE, and nothing else is claimed.
 #[test]
 fn a_vcpu_without_xsave_in_its_cpuid_moves_with_x87_and_sse() {
-    let Some(machine) = machine() else { return };
-    let layout = Layout::legacy();
-    let image = full_state(&layout, XFeatures::empty()).into_image();
+    let Some(mut machine) = machine() else { return };
+    let layout = VcpuLayout::new(&Layout::legacy(), &machine.host).unwrap();
+    let image = full_state(layout.layout(), XFeatures::empty()).into_image();
     let state = ExtendedState::new(image, Registers::RESET).unwrap();
-    let mut buffer = machine.buffer;
-    let vcpu = machine.vm.create_vcpu(1).unwrap();
-    kvm::restore(&vcpu, &state, &mut buffer).unwrap();
-    let captured = kvm::capture(&vcpu, &layout, &mut buffer).unwrap();
-    assert_eq!(captured.state.registers().xcr0, XFeatures::X87);
-    for id in [ComponentId::X87, ComponentId::SSE] {
-        assert_eq!(
-            captured.state.image().component(id),
-            state.image().component(id)
-        );
-    }
+    kvm::restore(&mut machine.vcpu, &state, &layout, &mut machine.buffer).unwrap();
+    let captured = kvm::capture(&mut machine.vcpu, &layout, &mut machine.buffer).unwrap();
+    assert_same(&captured.state, &state);
 }
 
+/// KVM accepts it with success, and the guest has other bytes in AVX.
 #[test]
-fn an_xcr0_that_the_cpuid_lacks_is_refused_by_kvm_at_its_step() {
-    let Some(mut machine) = machine() else { return };
-    // MPX and APX are on no host at once, so one of the two is missing.
-    let skylake = layout("skylake-client");
-    let missing = skylake.user() - machine.layout.user();
-    if missing.is_empty() {
-        println!("skipped: this host has all that Skylake has, so nothing is missing");
+fn a_state_laid_out_otherwise_is_refused() {
+    let Some(mut machine) = with_avx() else {
         return;
-    }
-    let state = ExtendedState::new(
-        Image::initial(&skylake),
-        Registers {
-            xcr0: skylake.user(),
-            ..Registers::RESET
-        },
-    )
-    .unwrap();
+    };
+    let moved = Layout::from_parts([Component::user(ComponentId::AVX, 640, 256)], []).unwrap();
+    let state = full_state(&moved, XFeatures::empty());
     let error = machine.restore(&state).unwrap_err();
-    assert_eq!(error.step, Step::SetXcr0(skylake.user()));
-    assert_eq!(error.vcpu, VcpuAfter::Unchanged);
+    let component = ComponentId::AVX;
+    assert_eq!(
+        error,
+        RestoreError::Misfit {
+            first: Misfit::Offset {
+                component,
+                source_offset: 640,
+                target_offset: 576
+            },
+            others: 0
+        }
+    );
+    assert_eq!(error.vcpu(), VcpuAfter::Unchanged);
     assert_eq!(machine.capture().state.registers(), Registers::RESET);
+
+    // The control: it is what KVM does.
+    machine.set_xsave(state.image().as_bytes());
+    let captured = machine.capture().state.into_owned();
+    let avx = captured.image().component(component).unwrap_or(&[0; 256]);
+    assert_ne!(avx, state.image().component(component).unwrap());
+
+    // And it is not lost: it can be moved.
+    let relocated = state
+        .relocate(machine.layout.layout(), Losses::empty())
+        .unwrap();
+    machine.restore(&relocated.state).unwrap();
+    assert_eq!(
+        machine.capture().state.image().component(component),
+        state.image().component(component)
+    );
 }
 
 #[test]
-fn a_component_that_the_host_lacks_is_refused_by_kvm_at_its_step() {
+fn a_component_or_an_xcr0_that_the_vcpu_lacks_is_refused() {
     let Some(mut machine) = machine() else { return };
     let skylake = layout("skylake-client");
-    if machine.layout.user().contains(XFeatures::MPX) {
+    if machine.layout.layout().user().contains(XFeatures::MPX) {
         println!("skipped: this host has MPX");
         return;
     }
+    let registers = Registers::RESET.with_xcr0(skylake.user());
+    let enabled = ExtendedState::new(Image::initial(&skylake), registers).unwrap();
+    let error = machine.restore(&enabled).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            RestoreError::Misfit {
+                first: Misfit::Xcr0 { .. },
+                ..
+            }
+        ),
+        "{error}"
+    );
     let area = area(&skylake, 0x1b);
-    let state = ExtendedState::new(
-        Image::parse(&area, &skylake).unwrap(),
-        Registers {
-            xcr0: XFeatures::LEGACY,
-            ..Registers::RESET
-        },
-    )
-    .unwrap();
-    let error = machine.restore(&state).unwrap_err();
-    assert_eq!(error.step, Step::SetXsave(state.image().xstate_bv()));
-    assert_eq!(error.vcpu, VcpuAfter::Discard);
-    assert!(error.to_string().contains("must be discarded"), "{error}");
-}
-
-#[test]
-fn the_executed_plan_is_the_printed_plan() {
-    let Some(mut machine) = machine() else { return };
-    let state = full_state(&machine.layout, XFeatures::empty());
-    let plan = RestorePlan::new(&state);
-    for step in plan.steps() {
-        println!("{step}: {}", step.reason());
-    }
-    plan.execute(&machine.vcpu, &mut machine.buffer).unwrap();
-    assert_eq!(machine.capture().state, state);
+    let image = Image::parse(&area, &skylake).unwrap();
+    let in_use = ExtendedState::new(image, Registers::RESET).unwrap();
+    let error = machine.restore(&in_use).unwrap_err();
+    let component = ComponentId::BNDREGS;
+    let first = Misfit::Missing { component };
+    assert_eq!(error, RestoreError::Misfit { first, others: 1 });
+    assert_eq!(machine.capture().state.registers(), Registers::RESET);
 }
 
 #[test]
 fn a_host_without_xfd_refuses_to_arm_it() {
     let Some(mut machine) = machine() else { return };
-    if !machine.layout.xfd().is_empty() {
+    if !machine.layout.layout().xfd().is_empty() {
         println!("skipped: this host has XFD");
         return;
     }
     let armed = XFeatures::XTILEDATA;
-    let error = kvm::write_xfd(&machine.vcpu, armed, &mut machine.buffer).unwrap_err();
+    let error = kvm::write_xfd(&mut machine.vcpu, armed, &mut machine.buffer).unwrap_err();
     assert_eq!(error, WriteXfdError::Refused { xfd: armed });
 }
 
@@ -226,7 +297,7 @@ fn armed_xfd_arrives_in_another_vm() {
     let (Some(mut first), Some(mut second)) = (with_amx(), with_amx()) else {
         return;
     };
-    let state = full_state(&first.layout, XFeatures::XTILEDATA);
+    let state = full_state(first.layout.layout(), XFeatures::XTILEDATA);
     first.restore(&state).unwrap();
     first.run_to_halt();
     let captured = first.capture().state.into_owned();
@@ -241,47 +312,136 @@ fn arming_xfd_releases_live_tiles_and_the_host_lives() {
     let Some(mut machine) = with_amx() else {
         return;
     };
-    let live = full_state(&machine.layout, XFeatures::empty());
+    let live = full_state(machine.layout.layout(), XFeatures::empty());
     machine.restore(&live).unwrap();
     let armed = XFeatures::XTILEDATA;
-    let released = kvm::write_xfd(&machine.vcpu, armed, &mut machine.buffer).unwrap();
+    let released = kvm::write_xfd(&mut machine.vcpu, armed, &mut machine.buffer).unwrap();
     assert_eq!(released, armed);
     machine.run_to_halt();
-    let captured = machine.capture().state.into_owned();
-    let registers = Registers {
-        xfd: armed,
-        ..live.registers()
-    };
     let image = live.image().clone().without(armed);
-    assert_same(&captured, &ExtendedState::new(image, registers).unwrap());
+    let expected = ExtendedState::new(image, live.registers().with_xfd(armed)).unwrap();
+    assert_same(&machine.capture().state, &expected);
 }
 
-/// The vCPU was used before and has XFD armed. A layout whose CPUID hides XFD says nothing of it.
+/// A vCPU in that state would panic its host at the next KVM_RUN.
 #[test]
-fn tiles_of_a_guest_that_does_not_see_xfd_arrive_in_an_armed_vcpu() {
+fn live_tiles_under_xfd_are_masked_at_capture_and_the_vcpu_can_be_rescued() {
     let Some(mut machine) = with_amx() else {
         return;
     };
-    let armed = full_state(&machine.layout, XFeatures::XTILEDATA);
-    machine.restore(&armed).unwrap();
-    let layout = machine.layout_without_xfd();
-    let live = full_state(&layout, XFeatures::empty());
+    let live = full_state(machine.layout.layout(), XFeatures::empty());
     machine.restore(&live).unwrap();
+    machine.write_xfd_naively(XFeatures::XTILEDATA.bits());
+    let Machine {
+        vcpu,
+        layout,
+        buffer,
+        ..
+    } = &mut machine;
+    let untrusted = kvm::capture_untrusted(vcpu, layout, buffer).unwrap();
+    let owned = (untrusted.bytes().to_vec(), untrusted.registers());
+    let captured = machine.capture();
+    assert_eq!(captured.disabled, XFeatures::XTILEDATA);
+    let rescued = captured.state.into_owned();
+    assert!(!rescued.image().xstate_bv().contains(XFeatures::XTILEDATA));
+    machine.restore(&rescued).unwrap();
     machine.run_to_halt();
-    let captured = kvm::capture(&machine.vcpu, &layout, &mut machine.buffer).unwrap();
-    assert_same(&captured.state, &live);
+    assert_same_values(&machine.capture().state, &rescued);
+
+    // The bytes are all there, for whoever decides otherwise.
+    let untrusted = UntrustedArea::new(&owned.0, owned.1);
+    let layout = machine.layout.layout();
+    assert!(sanitize(&untrusted, layout, Losses::empty()).is_err());
+    let sanitized = sanitize(&untrusted, layout, Losses::DISABLED).unwrap();
+    assert_same_values(&sanitized.state, &rescued);
+}
+
+/// KVM ignores CPUID.0DH.18:ECX[2] and what leaf 1DH hides, and so do capture and restore.
+#[test]
+fn no_cpuid_keeps_a_guest_with_tiles_from_being_captured() {
+    if with_amx().is_none() {
+        return;
+    }
+    let hostile: [fn(&mut kvm_bindings::kvm_cpuid_entry2); 4] = [
+        |entry| {
+            if (entry.function, entry.index) == (0xd, 18) {
+                entry.ecx &= !(1 << 2);
+            }
+        },
+        |entry| {
+            if (entry.function, entry.index) == (0xd, 1) {
+                entry.eax &= !(1 << 4);
+            }
+        },
+        |entry| {
+            if entry.function == 0x1d {
+                (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0);
+            }
+        },
+        |entry| {
+            if entry.function == 0 {
+                entry.eax = 0xd;
+            }
+        },
+    ];
+    for change in hostile {
+        let mut machine = machine_with(change).unwrap();
+        let layout = machine.layout.layout().clone();
+        assert_eq!(layout.xfd(), XFeatures::XTILEDATA);
+        for xfd in [XFeatures::empty(), XFeatures::XTILEDATA] {
+            let state = full_state(&layout, xfd);
+            machine.restore(&state).unwrap();
+            machine.run_to_halt();
+            assert_same(&machine.capture().state, &state);
+        }
+    }
+}
+
+/// A guest that ran with such a CPUID could never be saved again, or computed with wrong bytes.
+#[test]
+fn a_cpuid_that_contradicts_the_host_is_refused_before_the_guest_runs() {
+    let Some(machine) = with_amx() else { return };
+    let kvm = Kvm::new().unwrap();
+    let mut index = 0;
+    let mut refused = |change: &dyn Fn(&mut kvm_bindings::kvm_cpuid_entry2)| {
+        index += 1;
+        let mut vcpu = machine.vm.create_vcpu(index).unwrap();
+        vcpu.set_cpuid2(&cpuid(&kvm, change)).unwrap();
+        VcpuLayout::query(&mut vcpu, &machine.host).unwrap_err()
+    };
+    let error = refused(&|entry| {
+        if (entry.function, entry.index) == (0xd, 9) {
+            entry.ebx = 20_000;
+        }
+        if (entry.function, entry.index) == (0xd, 0) {
+            entry.ecx = 30_000;
+        }
+    });
+    let component = ComponentId::PKRU;
+    assert!(
+        matches!(error, VcpuLayoutError::Place { component: id, .. } if id == component),
+        "{error}"
+    );
+    let error = refused(&|entry| {
+        if (entry.function, entry.index) == (0x1d, 1) {
+            // 4 tiles of 32 bytes a row.
+            (entry.eax, entry.ebx) = (0x0200_0800, 0x0004_0020);
+        }
+    });
+    assert_eq!(error, VcpuLayoutError::Palette { palette: 1 });
 }
 
 /// From every kind of state to every kind, in one vCPU, which runs in between.
 #[test]
 fn any_state_can_follow_any_state() {
     let Some(mut machine) = machine() else { return };
+    let layout = machine.layout.layout().clone();
     let mut states = vec![
-        ExtendedState::reset(&machine.layout),
-        full_state(&machine.layout, XFeatures::empty()),
+        ExtendedState::reset(&layout),
+        full_state(&layout, XFeatures::empty()),
     ];
-    if !machine.layout.xfd().is_empty() {
-        states.push(full_state(&machine.layout, machine.layout.xfd()));
+    if !layout.xfd().is_empty() {
+        states.push(full_state(&layout, layout.xfd()));
     }
     for from in &states {
         for to in &states {
@@ -289,19 +449,43 @@ fn any_state_can_follow_any_state() {
             machine.run_to_halt();
             machine.restore(to).unwrap();
             machine.run_to_halt();
-            let captured = machine.capture().state;
-            assert_eq!(captured.registers(), to.registers());
+            assert_same_values(&machine.capture().state, to);
         }
     }
 }
 
 #[test]
+fn an_untrusted_area_is_loaded_or_refused() {
+    let Some(mut machine) = machine() else { return };
+    let layout = machine.layout.layout().clone();
+    let state = full_state(&layout, XFeatures::empty());
+    let (region, extra) = state.image().to_words();
+    let mut load = |area: &UntrustedArea<'_>| {
+        let Machine {
+            vcpu,
+            layout,
+            buffer,
+            ..
+        } = &mut machine;
+        kvm::load(vcpu, area, layout, Losses::empty(), buffer)
+    };
+    let area = UntrustedArea::from_words(&region, &extra, state.registers());
+    assert!(load(&area).unwrap().changes().is_empty());
+    let short = UntrustedArea::new(&state.image().as_bytes()[..575], state.registers());
+    let error = load(&short).unwrap_err();
+    assert_eq!(error.vcpu(), VcpuAfter::Unchanged);
+    machine.run_to_halt();
+    assert_same(&machine.capture().state, &state);
+}
+
+#[test]
 fn capture_and_restore_allocate_nothing() {
     let Some(mut machine) = machine() else { return };
-    let state = full_state(&machine.layout, XFeatures::empty());
+    let state = full_state(machine.layout.layout(), XFeatures::empty());
     machine.restore(&state).unwrap();
     let Machine {
         vcpu,
+        host,
         layout,
         buffer,
         ..
@@ -309,58 +493,45 @@ fn capture_and_restore_allocate_nothing() {
     let allocated = allocation_counter::measure(|| {
         let captured = kvm::capture(vcpu, layout, buffer).unwrap();
         assert_eq!(captured.state, state);
-        kvm::restore(vcpu, &state, buffer).unwrap();
-        if !layout.xfd().is_empty() {
+        kvm::restore(vcpu, &state, layout, buffer).unwrap();
+        if !layout.layout().xfd().is_empty() {
             kvm::write_xfd(vcpu, XFeatures::empty(), buffer).unwrap();
         }
     });
     assert_eq!(allocated.count_total, 0);
     // The control: the counter counts.
-    let allocated = allocation_counter::measure(|| drop(XsaveBuffer::new(buffer.size())));
+    let allocated = allocation_counter::measure(|| drop(XsaveBuffer::new(host)));
     assert!(allocated.count_total > 0);
 }
 
 /// The compacted format, in which most hosts' kernels keep the area, has MXCSR with SSE alone.
 #[test]
 fn mxcsr_arrives_with_avx_alone() {
-    let Some(mut machine) = machine() else { return };
-    if !machine.layout.user().contains(XFeatures::AVX) {
-        println!("skipped: this host has no AVX");
+    let Some(mut machine) = with_avx() else {
         return;
-    }
-    let state = avx_alone(&machine.layout);
+    };
+    let state = avx_alone(machine.layout.layout());
     assert_eq!(state.image().mxcsr(), 0x1fa0);
     machine.restore(&state).unwrap();
     let seen = machine.run_program(&[program::instruction(STMXCSR, 0)], &[0; 4]);
     assert_eq!(seen, 0x1fa0u32.to_le_bytes());
-    let captured = machine.capture().state.into_owned();
-    assert_eq!(captured.image().mxcsr(), 0x1fa0);
-    let component = |state: &ExtendedState<'_>, id| state.image().component(id).map(<[u8]>::to_vec);
-    assert_eq!(
-        component(&captured, ComponentId::AVX),
-        component(&state, ComponentId::AVX)
-    );
-    let xmm = component(&captured, ComponentId::SSE);
-    assert!(xmm.is_none_or(|xmm| xmm == [0; 256]));
+    assert_same_values(&machine.capture().state, &state);
 }
 
 /// The same area from a VMM that gives it to KVM as it is: whether the kernel is to load MXCSR or
 /// not, what is captured is what the guest has.
 #[test]
 fn the_captured_mxcsr_is_the_one_that_the_guest_has() {
-    let Some(mut machine) = machine() else { return };
-    if !machine.layout.user().contains(XFeatures::AVX) {
-        println!("skipped: this host has no AVX");
+    let Some(mut machine) = with_avx() else {
         return;
-    }
-    let reset = ExtendedState::reset(&machine.layout);
-    let registers = Registers {
-        xcr0: machine.layout.user(),
-        ..Registers::RESET
     };
-    let enabled = ExtendedState::new(reset.into_image(), registers).unwrap();
-    machine.restore(&enabled).unwrap();
-    let image = avx_alone(&machine.layout).into_image();
+    let layout = machine.layout.layout().clone();
+    let registers = Registers::RESET.with_xcr0(layout.user());
+    let reset = ExtendedState::reset(&layout).into_image();
+    machine
+        .restore(&ExtendedState::new(reset, registers).unwrap())
+        .unwrap();
+    let image = avx_alone(&layout).into_image();
     machine.set_xsave(image.as_bytes());
     let captured = machine.capture().state.image().mxcsr();
     let seen = machine.run_program(&[program::instruction(STMXCSR, 0)], &[0; 4]);
@@ -371,40 +542,59 @@ fn the_captured_mxcsr_is_the_one_that_the_guest_has() {
 #[test]
 fn a_guest_that_sets_an_mxcsr_bit_of_its_host_can_be_captured() {
     let Some(mut machine) = machine() else { return };
-    if machine.layout.mxcsr_mask() == 0xffff {
+    let mask = machine.host.layout().mxcsr_mask();
+    if mask == 0xffff {
         println!("skipped: this host has no MXCSR bit that CPUID could hide");
         return;
     }
-    let mxcsr = (machine.layout.mxcsr_mask() & !0xffff | 0x1f80).to_le_bytes();
+    let mxcsr = (mask & !0xffff | 0x1f80).to_le_bytes();
     machine.run_program(&[program::instruction(LDMXCSR, 0)], &mxcsr);
-    let seen = machine.layout.clone().with_mxcsr_mask(0xffff);
-    for layout in [seen, Layout::legacy()] {
-        let refused = kvm::capture(&machine.vcpu, &layout, &mut machine.buffer);
-        assert!(matches!(
-            refused.unwrap_err(),
-            CaptureError::Image(ImageError::Legacy(LegacyError::Mxcsr { mask: 0xffff, .. }))
-        ));
-        let layout = layout.with_mxcsr_mask_of(&machine.layout);
-        let captured = kvm::capture(&machine.vcpu, &layout, &mut machine.buffer).unwrap();
+    let seen = machine.layout.layout().clone().with_mxcsr_mask(0xffff);
+    for guest in [seen, Layout::legacy()] {
+        let layout = VcpuLayout::new(&guest, &machine.host).unwrap();
+        let captured = kvm::capture(&mut machine.vcpu, &layout, &mut machine.buffer).unwrap();
         assert_eq!(captured.state.image().mxcsr().to_le_bytes(), mxcsr);
     }
+}
+
+/// What creating a vCPU proves holds for the whole process.
+#[test]
+fn the_host_says_the_same_to_every_vm() {
+    let (Some(first), Some(second)) = (machine(), machine()) else {
+        return;
+    };
+    assert_eq!(first.host, second.host);
+    assert_eq!(
+        HostArea::query(&second.vm, &first.vcpu).unwrap(),
+        first.host
+    );
+    assert_eq!(first.layout, second.layout);
 }
 
 /// AVX in use, SSE not, and an MXCSR that is not the initial one.
 fn avx_alone(layout: &Layout) -> ExtendedState<'static> {
     let image = full_state(layout, XFeatures::empty()).into_image();
     let image = image.without(layout.user() - XFeatures::AVX);
-    let registers = Registers {
-        xcr0: layout.user(),
-        ..Registers::RESET
-    };
+    let registers = Registers::RESET.with_xcr0(layout.user());
     ExtendedState::new(image, registers).unwrap()
 }
 
 fn with_amx() -> Option<Machine> {
+    with(XFeatures::AMX, "AMX")
+}
+
+fn with_avx() -> Option<Machine> {
+    with(XFeatures::AVX, "AVX")
+}
+
+fn with_pkru() -> Option<Machine> {
+    with(XFeatures::PKRU, "protection keys")
+}
+
+fn with(features: XFeatures, name: &str) -> Option<Machine> {
     let machine = machine()?;
-    if machine.layout.xfd().is_empty() {
-        println!("skipped: this host's KVM has no AMX");
+    if !machine.layout.layout().user().contains(features) {
+        println!("skipped: this host's KVM has no {name}");
         return None;
     }
     Some(machine)

@@ -74,14 +74,6 @@ impl Layout {
             palettes,
         })))
     }
-
-    /// Replaces the palettes by those of `host`, if its tiles have room here.
-    #[cfg(feature = "kvm")]
-    pub(crate) fn with_palettes_of(mut self, host: &Self) -> Result<Self, LayoutError> {
-        let palettes = check_palettes(host.0.palettes.clone(), &self.0.components)?;
-        Arc::make_mut(&mut self.0).palettes = palettes;
-        Ok(self)
-    }
 }
 
 /// Returns the size of components whose content this crate or its users read, by the architecture

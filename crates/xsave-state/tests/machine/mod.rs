@@ -4,10 +4,13 @@ pub(crate) mod program;
 
 use std::sync::Once;
 
-use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_bindings::{
+    CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use xsave_state::kvm::{self, Capture, RestoreError, XsaveBuffer, XsaveSize};
-use xsave_state::{ExtendedState, Layout};
+use xsave_state::ExtendedState;
+use xsave_state::kvm::{self, Capture, HostArea, RestoreError, VcpuLayout, XsaveBuffer};
 
 const ARCH_REQ_XCOMP_GUEST_PERM: libc::c_long = 0x1025;
 const XTILEDATA: libc::c_long = 18;
@@ -19,7 +22,8 @@ struct Memory([u8; program::MEMORY_BYTES]);
 pub(crate) struct Machine {
     pub(crate) vm: VmFd,
     pub(crate) vcpu: VcpuFd,
-    pub(crate) layout: Layout,
+    pub(crate) host: HostArea,
+    pub(crate) layout: VcpuLayout,
     pub(crate) buffer: XsaveBuffer,
     /// The guest's memory; the VM goes first.
     memory: Box<Memory>,
@@ -27,6 +31,11 @@ pub(crate) struct Machine {
 
 /// A new VM, or `None` (and why) where there is no /dev/kvm. With AMX where the host has it.
 pub(crate) fn machine() -> Option<Machine> {
+    machine_with(|_| {})
+}
+
+/// The same with a CPUID that `change` has changed, entry by entry.
+pub(crate) fn machine_with(change: impl Fn(&mut kvm_cpuid_entry2)) -> Option<Machine> {
     let kvm = match Kvm::new() {
         Ok(kvm) => kvm,
         Err(error) => {
@@ -51,49 +60,46 @@ pub(crate) fn machine() -> Option<Machine> {
     };
     // SAFETY: The memory is page-aligned and lives in the `Machine` for as long as the VM.
     unsafe { vm.set_user_memory_region(region) }.unwrap();
-    let vcpu = vm.create_vcpu(0).unwrap();
-    let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
-    vcpu.set_cpuid2(&supported).unwrap();
-    let layout = layout_of(&vcpu, |_, _| {});
-    let buffer = XsaveBuffer::new(XsaveSize::query(&vm, &vcpu).unwrap());
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    vcpu.set_cpuid2(&cpuid(&kvm, change)).unwrap();
+    let host = HostArea::query(&vm, &vcpu).unwrap();
+    let layout = VcpuLayout::query(&mut vcpu, &host).unwrap();
+    let buffer = XsaveBuffer::new(&host);
     Some(Machine {
         vm,
         vcpu,
+        host,
         layout,
         buffer,
         memory,
     })
 }
 
-/// The layout of the vCPU's CPUID, after `change` has seen each leaf and sub-leaf.
-fn layout_of(vcpu: &VcpuFd, change: impl Fn((u32, u32), &mut [u32; 4])) -> Layout {
-    let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
-    Layout::from_cpuid(|leaf, subleaf| {
-        let entries = cpuid.as_slice().iter();
-        let mut same = entries.filter(|e| e.function == leaf && e.index == subleaf);
-        let mut registers = same.next().map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx]);
-        change((leaf, subleaf), &mut registers);
-        registers
-    })
-    .unwrap()
+/// What KVM supports, after `change`.
+pub(crate) fn cpuid(kvm: &Kvm, change: impl Fn(&mut kvm_cpuid_entry2)) -> CpuId {
+    let mut cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
+    cpuid.as_mut_slice().iter_mut().for_each(change);
+    cpuid
 }
 
 impl Machine {
-    /// As of a guest whose CPUID hides XFD.
-    pub(crate) fn layout_without_xfd(&self) -> Layout {
-        layout_of(&self.vcpu, |leaf, registers| {
-            if leaf == (0xd, 1) {
-                registers[0] &= !(1 << 4);
-            }
-        })
-    }
-
     pub(crate) fn capture(&mut self) -> Capture<'_> {
-        kvm::capture(&self.vcpu, &self.layout, &mut self.buffer).unwrap()
+        kvm::capture(&mut self.vcpu, &self.layout, &mut self.buffer).unwrap()
     }
 
     pub(crate) fn restore(&mut self, state: &ExtendedState<'_>) -> Result<(), RestoreError> {
-        kvm::restore(&self.vcpu, state, &mut self.buffer)
+        kvm::restore(&mut self.vcpu, state, &self.layout, &mut self.buffer)
+    }
+
+    /// KVM_SET_MSRS of IA32_XFD alone, which leaves live tiles in use.
+    pub(crate) fn write_xfd_naively(&mut self, value: u64) {
+        let entry = kvm_msr_entry {
+            index: kvm::MSR_IA32_XFD,
+            data: value,
+            ..Default::default()
+        };
+        let msrs = Msrs::from_entries(&[entry]).unwrap();
+        assert_eq!(self.vcpu.set_msrs(&msrs).unwrap(), 1);
     }
 
     /// Runs the guest, which loads its extended state into the processor, up to its HLT.
@@ -114,6 +120,14 @@ impl Machine {
         memory[program::DATA..][..data.len()].copy_from_slice(data);
         program::run(&mut self.vcpu);
         self.memory.0[program::DATA..][..data.len()].to_vec()
+    }
+
+    /// Runs the guest to its HLT from a thread whose own PKRU is 0.
+    pub(crate) fn run_to_halt_with_pkru_0(&mut self) {
+        let own = pkru();
+        set_pkru(0);
+        self.run_to_halt();
+        set_pkru(own);
     }
 
     /// Gives an area to KVM as it is.
@@ -148,5 +162,25 @@ impl Machine {
         };
         // A byte that the kernel wrote differs from one of the two.
         written_over(0).max(written_over(0xff))
+    }
+}
+
+/// PKRU of this thread. Only where the host's kernel has protection keys.
+fn pkru() -> u32 {
+    let value;
+    // SAFETY: RDPKRU with ECX = 0 reads PKRU and clears EDX. It is there where the guest has PKRU, which
+    // its callers have seen.
+    unsafe {
+        std::arch::asm!("rdpkru", in("ecx") 0, out("eax") value, out("edx") _);
+    }
+    value
+}
+
+/// Sets PKRU of this thread.
+fn set_pkru(value: u32) {
+    // SAFETY: WRPKRU with ECX = EDX = 0 writes PKRU. 0 allows everything, and any other value that comes
+    // here is the one that this thread had.
+    unsafe {
+        std::arch::asm!("wrpkru", in("ecx") 0, in("edx") 0, in("eax") value);
     }
 }
