@@ -130,6 +130,7 @@ pub enum LegacyError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::format::{INITIAL_FCW, INITIAL_MXCSR};
 
     fn area() -> [u8; 512] {
         let mut area = [0; 512];
