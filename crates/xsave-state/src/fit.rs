@@ -56,7 +56,7 @@ impl fmt::Display for Losses {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Misfit {
-    /// A component is in use and the target lacks it.
+    /// The target lacks a component that is in use.
     Missing {
         /// The component.
         component: ComponentId,
@@ -127,15 +127,30 @@ pub enum Misfit {
         /// The bits.
         unsupported: XFeatures,
     },
+    /// The layouts differ in whether the component is aligned in the compacted format, or can be disabled
+    /// by IA32_XFD. Only [`wire`](crate::wire) compares that: it takes layouts that are equal.
+    Properties {
+        /// The component.
+        component: ComponentId,
+    },
+    /// The layouts differ in the MXCSR bits that may be set. Only [`wire`](crate::wire) compares that: for
+    /// a state the bits that are set count, [`Mxcsr`](Self::Mxcsr).
+    MxcsrMask {
+        /// The bits that may be set in the state's layout.
+        source_mask: u32,
+        /// The bits that may be set on the target.
+        target_mask: u32,
+    },
 }
 
 impl Misfit {
-    /// Returns the kind of state that is lost on the target; none for a component that only has to
-    /// move.
+    /// Returns the kind of state that is lost on the target; none where the state only has to move.
     #[must_use]
     pub const fn loss(&self) -> Losses {
         match self {
-            Self::Offset { .. } => Losses::empty(),
+            Self::Offset { .. } | Self::Properties { .. } | Self::MxcsrMask { .. } => {
+                Losses::empty()
+            }
             Self::Missing { .. } | Self::Size { .. } | Self::Palette { .. } => Losses::CONTENT,
             Self::Disabled { .. } => Losses::DISABLED,
             Self::TileConfig { .. } => Losses::TILE_CONFIG,
@@ -150,7 +165,7 @@ impl fmt::Display for Misfit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Missing { component } => {
-                write!(f, "{component} is in use, and the target lacks it")
+                write!(f, "the target lacks {component}")
             }
             Self::Size {
                 component,
@@ -201,6 +216,17 @@ impl fmt::Display for Misfit {
             } => write!(
                 f,
                 "IA32_XFD_ERR is {xfd_err}; the target cannot disable {unsupported}"
+            ),
+            Self::Properties { component } => write!(
+                f,
+                "{component} is aligned otherwise on the target, or IA32_XFD can disable it in one only"
+            ),
+            Self::MxcsrMask {
+                source_mask,
+                target_mask,
+            } => write!(
+                f,
+                "MXCSR may have the bits {source_mask:#x} in the state and {target_mask:#x} on the target"
             ),
         }
     }

@@ -51,4 +51,4 @@ pub use sanitize::{SanitizeError, Sanitized, UntrustedArea};
 mod arbitrary;
 #[cfg(feature = "kvm")]
 pub mod kvm;
-//pub mod wire;
+pub mod wire;

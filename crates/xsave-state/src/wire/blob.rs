@@ -1,110 +1,81 @@
 //! A look into an encoded state, with no layout but its own.
 
-use super::codec::{Codec, checked_layout, require_known, require_mxcsr_in_use, require_no_mxcsr};
+use alloc::vec::Vec;
+
+use super::buffer::Buffer;
+use super::codec::Codec;
 use super::error::DecodeError;
 use super::frame::Frame;
-use super::record::{Record, Records};
-use crate::feature::{ComponentId, XFeatures};
+use crate::area::Image;
 use crate::layout::Layout;
-use crate::state::{ExtendedState, Registers};
+use crate::registers::Registers;
+use crate::state::ExtendedState;
 
-/// An encoded state of which the format has been checked: checksum, tables, every record. Whether
-/// the state is a valid one is seen by [`decode`](Self::decode); so what is invalid can be looked at.
-///
-/// It borrows the bytes and builds the layout, the only thing that is allocated.
-#[derive(Clone)]
-pub struct Blob<'a> {
-    frame: Frame<'a>,
-    codec: Codec,
+/// What an encoded state says, once its format has been checked: checksum, tables and records. The
+/// rules of [`ExtendedState`] come later, with [`decode`](Self::decode), so that a state that breaks
+/// one can be looked at.
+#[derive(Clone, Debug)]
+pub struct Blob {
+    vcpu: Option<u32>,
+    registers: Registers,
+    layout: Layout,
+    area: Vec<u8>,
 }
 
-impl<'a> Blob<'a> {
-    /// Checks the format of exactly `bytes`.
+impl Blob {
+    /// Checks the format of exactly `bytes`, and expands the area. What is allocated is bounded by
+    /// [`MAX_AREA_BYTES`](crate::layout::MAX_AREA_BYTES) plus a constant.
     ///
     /// # Errors
     ///
     /// All of [`DecodeError`] but those of the state's own rules and of a reader's layout.
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let frame = Frame::check(bytes)?;
-        let codec = checked_layout(&frame)?;
-        let xstate_bv = frame.xstate_bv();
-        require_known(xstate_bv, codec.layout().user())?;
-        let mut records = Records::new(frame.body(), frame.records_at());
-        let mut x87 = None;
-        for (id, size) in sizes(codec.layout(), xstate_bv) {
-            let record = records.next(id, size)?;
-            if id == ComponentId::X87 && record.is_stored(0) {
-                x87 = Some(record.stored());
-            }
-        }
-        records.end()?;
-        if let Some(first_line) = x87 {
-            require_no_mxcsr(first_line)?;
-        }
-        require_mxcsr_in_use(frame.mxcsr(), xstate_bv)?;
-        Ok(Self { frame, codec })
+    pub fn parse(bytes: &[u8]) -> Result<Self, DecodeError> {
+        Self::of(&Frame::check(bytes)?)
     }
 
-    /// XCR0, IA32_XFD and IA32_XFD_ERR.
+    pub(super) fn of(frame: &Frame<'_>) -> Result<Self, DecodeError> {
+        let codec = Codec::of(frame)?;
+        let mut buffer = Buffer::new();
+        codec.fill(frame, &mut buffer)?;
+        Ok(Self {
+            vcpu: frame.vcpu(),
+            registers: frame.registers(),
+            layout: codec.layout().clone(),
+            area: buffer.into_area(),
+        })
+    }
+
+    /// Returns the number of its vCPU, or `None` for a state of version 1.
     #[must_use]
-    pub fn registers(&self) -> Registers {
-        self.frame.registers()
+    pub const fn vcpu(&self) -> Option<u32> {
+        self.vcpu
     }
 
-    /// The components in use.
+    /// Returns XCR0, IA32_XFD and IA32_XFD_ERR.
     #[must_use]
-    pub fn xstate_bv(&self) -> XFeatures {
-        self.frame.xstate_bv()
+    pub const fn registers(&self) -> Registers {
+        self.registers
     }
 
-    /// MXCSR; 0x1f80 where neither SSE nor AVX is in use.
-    #[must_use]
-    pub fn mxcsr(&self) -> u32 {
-        self.frame.mxcsr()
-    }
-
-    /// The layout that the state was encoded with, less its supervisor components.
+    /// Returns the layout that the state was encoded with, without supervisor components.
     #[must_use]
     pub const fn layout(&self) -> &Layout {
-        self.codec.layout()
+        &self.layout
     }
 
-    /// The checksum, which is right.
+    /// Returns the area in the standard format, of which no rule but XCOMP_BV = 0 has been checked.
     #[must_use]
-    pub const fn checksum(&self) -> u32 {
-        self.frame.checksum()
+    pub fn area(&self) -> &[u8] {
+        &self.area
     }
 
-    /// The records, one of each component in use, in ascending order of their numbers.
-    pub fn records(&self) -> impl Iterator<Item = Record<'a>> {
-        let mut records = Records::new(self.frame.body(), self.frame.records_at());
-        sizes(self.layout(), self.xstate_bv())
-            .map_while(move |(id, size)| records.next(id, size).ok())
-    }
-
-    /// The state, with the layout that it carries.
+    /// Converts it into the state, without copying the area.
     ///
     /// # Errors
     ///
     /// [`DecodeError::Image`] or [`DecodeError::State`].
-    pub fn decode(&self) -> Result<ExtendedState<'static>, DecodeError> {
-        self.codec.decode_frame(&self.frame)
+    pub fn decode(self) -> Result<ExtendedState<'static>, DecodeError> {
+        let image = Image::from_vec(self.area, &self.layout)?;
+        Ok(ExtendedState::new(image, self.registers)?)
     }
-}
-
-impl core::fmt::Debug for Blob<'_> {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Blob")
-            .field("registers", &self.registers())
-            .field("xstate_bv", &format_args!("{}", self.xstate_bv()))
-            .field("mxcsr", &format_args!("{:#x}", self.mxcsr()))
-            .field("layout", self.layout())
-            .finish_non_exhaustive()
-    }
-}
-
-fn sizes(layout: &Layout, features: XFeatures) -> impl Iterator<Item = (ComponentId, usize)> {
-    features
-        .components()
-        .filter_map(|id| Some((id, layout.component(id)?.size())))
 }

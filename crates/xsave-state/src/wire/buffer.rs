@@ -20,7 +20,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// An empty one.
+    /// Creates an empty one.
     #[must_use]
     pub const fn new() -> Self {
         Self {
@@ -30,8 +30,8 @@ impl Buffer {
         }
     }
 
-    /// An area of `layout`, and the components that it may have bytes of. Those of `in_use` are going
-    /// to be written: whatever becomes of it, the next state finds them noted.
+    /// Returns an area of `layout`, and the components that it may have bytes of. Those of `in_use`
+    /// are going to be written: whatever becomes of it, the next state finds them noted.
     pub(super) fn begin(&mut self, layout: &Layout, in_use: XFeatures) -> (&mut [u8], XFeatures) {
         if self.layout.as_ref() != Some(layout) {
             self.area.clear();
@@ -44,13 +44,13 @@ impl Buffer {
         (&mut self.area, before)
     }
 
-    /// The area, of which all that is not in use has been cleared.
+    /// Returns the area, of which all that is not in use has been cleared.
     pub(super) fn end(&mut self, in_use: XFeatures) -> &[u8] {
         self.used = in_use;
         &self.area
     }
 
-    /// The area alone.
+    /// Returns the area alone.
     pub(super) fn into_area(self) -> Vec<u8> {
         self.area
     }

@@ -4,54 +4,46 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::buffer::Buffer;
-use super::difference::Difference;
 use super::error::{DecodeError, EncodeError};
 use super::frame::{Frame, checksum};
-use super::record::{Records, head_of_whole, header_of};
-use super::template::{CHECKSUM_BYTES, LAYOUT, MXCSR, TOTAL_BYTES, XCR0, XFD, XFD_ERR, XSTATE_BV};
-use super::{lines, template};
+use super::misfit::first_misfit;
+use super::records::{Records, head_of_whole, header_of};
+use super::template::{
+    self, CHECKSUM_BYTES, LAYOUT, MXCSR, RECORD_HEADER_BYTES, TOTAL_BYTES, VCPU, WORD_BYTES, XCR0,
+    XFD, XFD_ERR, XSTATE_BV,
+};
+use super::{VERSION, lines};
+use crate::area::Image;
+use crate::area::initial::MXCSR_HOLDERS;
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
-use crate::header;
-use crate::image::Image;
-use crate::initial::MXCSR_HOLDERS;
+use crate::format::{self, INITIAL_FCW, INITIAL_MXCSR, X87_BYTES};
 use crate::layout::Layout;
-use crate::legacy::{INITIAL_FCW, INITIAL_MXCSR, MXCSR as AREA_MXCSR, XMM};
-use crate::state::{ExtendedState, Registers};
+use crate::registers::Registers;
+use crate::state::ExtendedState;
 
 /// MXCSR and its mask, in the midst of x87's bytes: MXCSR has its place in the header.
-const MXCSR_IN_X87: Range<usize> = 24..32;
-/// Bytes of component 0, the same in every layout.
-const X87_BYTES: usize = XMM.start;
+const MXCSR_IN_X87: Range<usize> = format::MXCSR..format::MXCSR_MASK + 4;
 
 /// Encodes and decodes states of one layout. Neither allocates once the caller's buffers are large
 /// enough.
 ///
 /// ```
 /// use xsave_state::wire::{Buffer, Codec};
-/// use xsave_state::{ExtendedState, Layout};
-/// # fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
-/// #     match (leaf, subleaf) {
-/// #         (0, _) => [0xd, 0, 0, 0],
-/// #         (0xd, 0) => [0x7, 832, 832, 0],
-/// #         (0xd, 1) => [0xf, 832, 0, 0],
-/// #         (0xd, 2) => [256, 576, 0, 0],
-/// #         _ => [0; 4],
-/// #     }
-/// # }
+/// use xsave_state::{Component, ComponentId, ExtendedState, Layout};
 ///
-/// let layout = Layout::from_cpuid(cpuid)?;
+/// let layout = Layout::from_parts([Component::user(ComponentId::AVX, 576, 256)], [])?;
 /// let codec = Codec::new(&layout);
 /// let state = ExtendedState::reset(&layout);
 ///
 /// let mut bytes = Vec::new();
-/// codec.encode(&state, &mut bytes)?;
-/// assert_eq!(bytes.len(), 80); // header, table of one component, checksum
+/// codec.encode(3, &state, &mut bytes)?; // of vCPU 3
+/// assert_eq!(bytes.len(), 84); // header, table of one component, checksum
 ///
 /// let mut buffer = Buffer::new();
 /// assert_eq!(codec.decode(&bytes, &mut buffer)?, state);
 ///
-/// bytes[40] ^= 1; // XSTATE_BV
+/// bytes[44] ^= 1; // XSTATE_BV
 /// let error = codec.decode(&bytes, &mut buffer).unwrap_err().to_string();
 /// assert!(error.starts_with("the state is damaged: its checksum is 0x"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -77,7 +69,7 @@ struct Place {
 }
 
 impl Codec {
-    /// A codec for states of `layout`.
+    /// Creates a codec for states of `layout`.
     #[must_use]
     pub fn new(layout: &Layout) -> Self {
         let template = template::of(layout);
@@ -106,46 +98,63 @@ impl Codec {
         }
     }
 
-    /// The layout whose states it takes and gives.
+    /// Creates a codec for the layout that a state carries, if its tables are as encoding writes them.
+    pub(super) fn of(frame: &Frame<'_>) -> Result<Self, DecodeError> {
+        let layout = template::layout(frame.fields()).map_err(DecodeError::Layout)?;
+        let codec = Self::new(&layout);
+        let offset = frame.offset_of(LAYOUT);
+        template::require_canonical(frame.layout(), codec.tables(), frame.version(), offset)?;
+        Ok(codec)
+    }
+
+    /// Returns the layout whose states it takes and gives.
     #[must_use]
     pub const fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// No state of the layout has more bytes than this when it is encoded.
-    #[must_use]
-    pub const fn max_bytes(&self) -> usize {
-        self.max_bytes
+    /// Returns the layout's part of the template.
+    fn tables(&self) -> &[u8] {
+        let start = template::fields(VERSION).saturating_add(LAYOUT);
+        self.template.get(start..).unwrap_or_default()
     }
 
-    /// Appends `state` to `out`.
+    /// Appends `state`, of vCPU number `vcpu`, to `out`.
     ///
     /// # Errors
     ///
     /// The state has another layout. `out` is as it was.
-    pub fn encode(&self, state: &ExtendedState<'_>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
-        if *state.layout() != self.layout
-            && let Some(difference) = Difference::between(state.layout(), &self.layout)
-        {
-            return Err(EncodeError::Layout { difference });
+    pub fn encode(
+        &self,
+        vcpu: u32,
+        state: &ExtendedState<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        if *state.layout() != self.layout {
+            let misfit = first_misfit(state.layout(), &self.layout);
+            return Err(EncodeError::OtherLayout { misfit });
         }
-        self.write(state, out);
+        self.write(vcpu, state, out);
         Ok(())
     }
 
     /// Appends a state that has the layout.
-    pub(super) fn write(&self, state: &ExtendedState<'_>, out: &mut Vec<u8>) {
+    pub(super) fn write(&self, vcpu: u32, state: &ExtendedState<'_>, out: &mut Vec<u8>) {
         let image = state.image();
         let Registers { xcr0, xfd, xfd_err } = state.registers();
         let start = out.len();
         out.reserve(self.max_bytes);
         out.extend_from_slice(&self.template);
         let header = out.get_mut(start..).unwrap_or_default();
-        bytes::put(header, XCR0, xcr0.bits().to_le_bytes());
-        bytes::put(header, XFD, xfd.bits().to_le_bytes());
-        bytes::put(header, XFD_ERR, xfd_err.bits().to_le_bytes());
-        bytes::put(header, XSTATE_BV, image.xstate_bv().bits().to_le_bytes());
-        bytes::put(header, MXCSR, image.mxcsr().to_le_bytes());
+        bytes::put(header, VCPU, vcpu.to_le_bytes());
+        let fields = header
+            .get_mut(template::fields(VERSION)..)
+            .unwrap_or_default();
+        bytes::put(fields, XCR0, xcr0.bits().to_le_bytes());
+        bytes::put(fields, XFD, xfd.bits().to_le_bytes());
+        bytes::put(fields, XFD_ERR, xfd_err.bits().to_le_bytes());
+        bytes::put(fields, XSTATE_BV, image.xstate_bv().bits().to_le_bytes());
+        bytes::put(fields, MXCSR, image.mxcsr().to_le_bytes());
         let area = image.as_bytes();
         for place in &self.places {
             if !image.xstate_bv().contains(place.id.bit()) {
@@ -169,55 +178,55 @@ impl Codec {
         out.extend_from_slice(&checksum.to_le_bytes());
     }
 
-    /// Decodes exactly `bytes` into `buffer`.
+    /// Decodes exactly `bytes` into `buffer`, whatever the number of their vCPU is:
+    /// [`Encoded::vcpu`](super::Encoded::vcpu) and [`Blob::vcpu`](super::Blob::vcpu) tell it.
     ///
     /// # Errors
     ///
     /// Any byte is not as [`encode`](Self::encode) writes it, the state was encoded with another
-    /// layout, or it would not be valid: see [`DecodeError`].
+    /// layout, or it is not valid: see [`DecodeError`].
     pub fn decode<'a>(
         &self,
         bytes: &[u8],
         buffer: &'a mut Buffer,
     ) -> Result<ExtendedState<'a>, DecodeError> {
-        let frame = Frame::check(bytes)?;
-        self.fill(&frame, buffer)?;
+        self.decode_frame(&Frame::check(bytes)?, buffer)
+    }
+
+    #[inline]
+    pub(super) fn decode_frame<'a>(
+        &self,
+        frame: &Frame<'_>,
+        buffer: &'a mut Buffer,
+    ) -> Result<ExtendedState<'a>, DecodeError> {
+        if frame.layout() != self.tables() {
+            self.require_same_layout(frame)?;
+        }
+        self.fill(frame, buffer)?;
         let image = Image::parse(buffer.end(frame.xstate_bv()), &self.layout)?;
         Ok(ExtendedState::new(image, frame.registers())?)
     }
 
-    /// The same with bytes of its own.
-    ///
-    /// # Errors
-    ///
-    /// As [`decode`](Self::decode).
-    pub fn decode_owned(&self, bytes: &[u8]) -> Result<ExtendedState<'static>, DecodeError> {
-        self.decode_frame(&Frame::check(bytes)?)
-    }
-
-    pub(super) fn decode_frame(
-        &self,
-        frame: &Frame<'_>,
-    ) -> Result<ExtendedState<'static>, DecodeError> {
-        let mut buffer = Buffer::new();
-        self.fill(frame, &mut buffer)?;
-        let image = Image::from_area(buffer.into_area(), &self.layout)?;
-        Ok(ExtendedState::new(image, frame.registers())?)
-    }
-
-    /// Header and tables of any state of the layout.
-    pub(super) fn template(&self) -> &[u8] {
-        &self.template
-    }
-
-    /// Makes of the buffer's area that of the state: writes what is in use, and clears what is not
-    /// and was.
-    fn fill(&self, frame: &Frame<'_>, buffer: &mut Buffer) -> Result<(), DecodeError> {
-        if frame.layout() != bytes::range(&self.template, LAYOUT..self.template.len()) {
-            self.require_same_layout(frame)?;
+    #[cold]
+    fn require_same_layout(&self, frame: &Frame<'_>) -> Result<(), DecodeError> {
+        let theirs = Self::of(frame)?;
+        if theirs.layout != self.layout {
+            let misfit = first_misfit(&theirs.layout, &self.layout);
+            return Err(DecodeError::OtherLayout { misfit });
         }
+        Ok(())
+    }
+
+    /// Makes of the buffer's area that of a state that has the layout: writes what is in use, and
+    /// clears what is not and was.
+    pub(super) fn fill(&self, frame: &Frame<'_>, buffer: &mut Buffer) -> Result<(), DecodeError> {
         let xstate_bv = frame.xstate_bv();
-        require_known(xstate_bv, self.layout.user())?;
+        require(
+            "XSTATE_BV",
+            frame.offset_of(XSTATE_BV),
+            (xstate_bv & self.layout.user()).bits(),
+            xstate_bv.bits(),
+        )?;
 
         let (area, used) = buffer.begin(&self.layout, xstate_bv);
         let mut records = Records::new(frame.body(), frame.records_at());
@@ -225,10 +234,7 @@ impl Codec {
             if xstate_bv.contains(id.bit()) {
                 // Places are within the area.
                 let component = area.get_mut(range.clone()).unwrap_or_default();
-                match records.next_whole(whole, component.len()) {
-                    Some(stored) => component.copy_from_slice(stored),
-                    None => records.next(*id, component.len())?.expand(component),
-                }
+                records.read(*id, whole, component)?;
             } else if used.contains(id.bit()) {
                 bytes::fill(area, range.clone(), 0);
             }
@@ -236,23 +242,22 @@ impl Codec {
         records.end()?;
 
         if xstate_bv.contains(XFeatures::X87) {
-            require_no_mxcsr(area)?;
+            // x87's record is the first, and stores its first line unless that is zero.
+            let line = RECORD_HEADER_BYTES + WORD_BYTES + MXCSR_IN_X87.start;
+            let offset = frame.records_at().saturating_add(line);
+            let actual = bytes::u64_at(area, MXCSR_IN_X87.start);
+            require("MXCSR in x87", offset, 0, actual)?;
         } else {
             bytes::put(area, 0, INITIAL_FCW.to_le_bytes());
         }
-        require_mxcsr_in_use(frame.mxcsr(), xstate_bv)?;
-        bytes::put(area, AREA_MXCSR, frame.mxcsr().to_le_bytes());
-        bytes::put(area, header::XSTATE_BV, xstate_bv.bits().to_le_bytes());
-        Ok(())
-    }
-
-    #[cold]
-    fn require_same_layout(&self, frame: &Frame<'_>) -> Result<(), DecodeError> {
-        let theirs = checked_layout(frame)?;
-        match Difference::between(theirs.layout(), &self.layout) {
-            Some(difference) => Err(DecodeError::OtherLayout { difference }),
-            None => Ok(()),
+        let mxcsr = frame.mxcsr();
+        if !xstate_bv.intersects(MXCSR_HOLDERS) {
+            let offset = frame.offset_of(MXCSR);
+            require("MXCSR", offset, INITIAL_MXCSR.into(), mxcsr.into())?;
         }
+        bytes::put(area, format::MXCSR, mxcsr.to_le_bytes());
+        bytes::put(area, format::XSTATE_BV, xstate_bv.bits().to_le_bytes());
+        Ok(())
     }
 }
 
@@ -270,54 +275,20 @@ impl Place {
     }
 }
 
-/// A codec for the layout that a state carries, if its tables are as encoding writes them.
-pub(super) fn checked_layout(frame: &Frame<'_>) -> Result<Codec, DecodeError> {
-    let layout = template::layout(frame.prefix()).map_err(DecodeError::Layout)?;
-    let codec = Codec::new(&layout);
-    let expected = bytes::range(codec.template(), LAYOUT..codec.template().len());
-    // Both have as many entries, unless two entries have the same number or one has 0 or 1: then
-    // an earlier byte, the number of components, differs.
-    let differs = frame.layout().iter().zip(expected).zip(LAYOUT..);
-    for ((&actual, &expected), offset) in differs {
-        if actual != expected {
-            return Err(DecodeError::LayoutByte {
-                offset,
-                expected,
-                actual,
-            });
-        }
-    }
-    Ok(codec)
-}
-
-/// Every component of XSTATE_BV is in the table.
-pub(super) fn require_known(xstate_bv: XFeatures, known: XFeatures) -> Result<(), DecodeError> {
-    let unknown = xstate_bv - known;
-    if unknown.is_empty() {
+#[inline]
+fn require(
+    field: &'static str,
+    offset: usize,
+    expected: u64,
+    actual: u64,
+) -> Result<(), DecodeError> {
+    if actual == expected {
         return Ok(());
     }
-    match unknown.components().next() {
-        Some(component) => Err(DecodeError::UnknownComponent {
-            xstate_bv,
-            component,
-        }),
-        None => Err(DecodeError::XstateBv63 { xstate_bv }),
-    }
-}
-
-/// MXCSR is not among x87's bytes.
-pub(super) fn require_no_mxcsr(x87: &[u8]) -> Result<(), DecodeError> {
-    match bytes::u64_at(x87, MXCSR_IN_X87.start) {
-        0 => Ok(()),
-        value => Err(DecodeError::MxcsrInX87 { value }),
-    }
-}
-
-/// MXCSR is initial unless something needs it.
-pub(super) fn require_mxcsr_in_use(mxcsr: u32, xstate_bv: XFeatures) -> Result<(), DecodeError> {
-    let needed = xstate_bv.intersects(MXCSR_HOLDERS);
-    if mxcsr == INITIAL_MXCSR || needed {
-        return Ok(());
-    }
-    Err(DecodeError::MxcsrNotInUse { mxcsr })
+    Err(DecodeError::Field {
+        field,
+        offset,
+        expected,
+        actual,
+    })
 }

@@ -1,70 +1,76 @@
-//! What encoded states cannot be.
+//! Errors from encoding and decoding.
 
 use thiserror::Error;
 
-use super::difference::Difference;
+use super::template::PREFIX_BYTES;
 use super::{MAX_STATE_BYTES, VERSION};
-use crate::feature::{ComponentId, XFeatures};
-use crate::image::ImageError;
+use crate::area::ImageError;
+use crate::feature::ComponentId;
+use crate::fit::Misfit;
 use crate::layout::LayoutError;
-use crate::legacy::INITIAL_MXCSR;
 use crate::state::StateError;
 
-/// A state that a [`Codec`](super::Codec) cannot encode.
+/// Errors from encoding a state with a [`Codec`](super::Codec).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum EncodeError {
     /// The state has another layout than the codec.
-    #[error("the state has another layout than the codec: {difference}")]
-    Layout {
-        /// The first difference; "encoded" is the state's.
-        difference: Difference,
+    #[error("the state has another layout than the codec: {misfit}")]
+    OtherLayout {
+        /// The first difference; the codec's layout is the target.
+        misfit: Misfit,
     },
 }
 
-/// Bytes that are not an encoded state.
-///
-/// All that follow [`Checksum`](Self::Checksum) have a right checksum: they are not damaged, but
-/// written by something else, or made up.
+/// What a caller can do about bytes that do not decode.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DecodeErrorKind {
+    /// The bytes begin as something else: another reader may know them.
+    NotAState,
+    /// A state was cut off or changed since it was written: another copy may be whole.
+    Damaged,
+    /// A newer version of this crate wrote the state, and can read it.
+    NewerVersion,
+    /// The state is sound, but of a vCPU with another layout: [`decode`](super::decode) it with its own,
+    /// then [`relocate`](crate::ExtendedState::relocate) it.
+    OtherLayout,
+    /// The checksum is right and the content is not: the writer is at fault, or a forger.
+    Invalid,
+}
+
+/// Errors from decoding. [`kind`](Self::kind) says what can be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// They do not begin as a state does.
+    /// The bytes do not begin as a state does.
     #[error("no encoded state begins with the bytes {actual:02x?}")]
     Magic {
         /// The first eight, 0 where there are fewer.
         actual: [u8; 8],
     },
-    /// They end within the header.
-    #[error("there are {actual_bytes} bytes; an encoded state needs {required_bytes} to be told")]
+    /// The bytes end before they say how long the state is.
+    #[error(
+        "there are {actual_bytes} bytes; the first {PREFIX_BYTES} of a state say how long it is"
+    )]
     TooShort {
-        /// At least.
-        required_bytes: usize,
         /// What is there.
         actual_bytes: usize,
     },
     /// The version is not one that is read here.
-    #[error("the format has version {version}; this reader knows version {supported}")]
+    #[error("the format has version {version}; this reader knows versions 1 to {VERSION}")]
     Version {
         /// Bytes 8 and 9.
         version: u16,
-        /// [`VERSION`].
-        supported: u16,
     },
-    /// No state has this length.
+    /// The length is not the one that the state says, or no state has that length.
     #[error(
-        "the state says that it has {stated_bytes} bytes; in version {VERSION} it has at least 68 \
-         and at most {MAX_STATE_BYTES}"
+        "the state says that it has {stated_bytes} bytes (of at most {MAX_STATE_BYTES}); there are \
+         {actual_bytes}"
     )]
-    ImpossibleLength {
-        /// Bytes 12 to 15.
-        stated_bytes: u32,
-    },
-    /// The length is not the one that the state says.
-    #[error("the state says that it has {stated_bytes} bytes, but there are {actual_bytes}")]
     Length {
         /// Bytes 12 to 15.
-        stated_bytes: usize,
+        stated_bytes: u32,
         /// What is there.
         actual_bytes: usize,
     },
@@ -78,164 +84,84 @@ pub enum DecodeError {
         /// CRC-32 of all the others.
         computed: u32,
     },
-    /// A flag has no meaning in this version.
-    #[error("the flags are {flags:#06x}; version {VERSION} has none")]
-    UnknownFlags {
-        /// Bytes 10 and 11.
-        flags: u16,
-    },
-    /// The tables end beyond the state.
-    #[error(
-        "{components} components and {palettes} palettes end at byte {required_bytes}, but the \
-         checksum is at byte {actual_bytes}"
-    )]
-    TablesTooLong {
-        /// Bytes 56 and 57.
-        components: u16,
-        /// Bytes 58 and 59.
-        palettes: u16,
-        /// Where the tables end.
-        required_bytes: usize,
-        /// Where the state ends.
-        actual_bytes: usize,
-    },
-    /// The tables describe an area that cannot exist.
-    #[error("the layout in the state cannot exist: {0}")]
-    Layout(LayoutError),
-    /// A byte of the tables is not as encoding their layout gives it: an unknown flag, a component
-    /// out of order, an area larger than its components.
-    #[error("byte {offset} (layout) is {actual:#04x}; for this layout it is {expected:#04x}")]
-    LayoutByte {
+    /// A number is not the one that the rest of the state leaves for it.
+    #[error("{field} at byte {offset} is {actual:#x}; in this state it can only be {expected:#x}")]
+    Field {
+        /// What is there.
+        field: &'static str,
         /// Offset in the state.
         offset: usize,
-        /// What it would be.
-        expected: u8,
+        /// The only number that can be there.
+        expected: u64,
         /// What is there.
-        actual: u8,
+        actual: u64,
     },
-    /// The state was saved with another layout than the reader's.
-    #[error("the state was encoded with another layout: {difference}")]
-    OtherLayout {
-        /// The first difference.
-        difference: Difference,
-    },
-    /// XSTATE_BV has a component that the tables do not have.
-    #[error("XSTATE_BV is {xstate_bv}; {component} is not in the table of components")]
-    UnknownComponent {
-        /// Bytes 40 to 47.
-        xstate_bv: XFeatures,
-        /// The lowest such component.
-        component: ComponentId,
-    },
-    /// XSTATE_BV has bit 63, which is not a component.
-    #[error("XSTATE_BV is {xstate_bv}; bit 63 is not a component")]
-    XstateBv63 {
-        /// Bytes 40 to 47.
-        xstate_bv: XFeatures,
-    },
-    /// There is a record of no component: a section that this version does not know.
-    #[error("byte {offset} begins a section of kind {kind}, which version {VERSION} does not have")]
-    UnknownSection {
-        /// The first two bytes of the record.
-        kind: u16,
-        /// Where it begins.
+    /// The state ends within a table or a record.
+    #[error("{required_bytes} bytes are required at byte {offset}, but {actual_bytes} are there")]
+    CutOff {
+        /// Where the table, or the part of a record, begins.
         offset: usize,
-    },
-    /// Records are not in ascending order, or one is missing.
-    #[error("byte {offset} begins the record of {actual}; that of {expected} comes first")]
-    RecordOrder {
-        /// By XSTATE_BV.
-        expected: ComponentId,
-        /// What is there.
-        actual: ComponentId,
-        /// Where it begins.
-        offset: usize,
-    },
-    /// There is a record of a component that is not in XSTATE_BV.
-    #[error(
-        "byte {offset} begins a record of {component}, which is not in XSTATE_BV or was there before"
-    )]
-    NotAnnounced {
-        /// The component.
-        component: ComponentId,
-        /// Where it begins.
-        offset: usize,
-    },
-    /// A record has another size than the table says.
-    #[error("the record of {component} says {actual_bytes} bytes; the table says {expected_bytes}")]
-    RecordSize {
-        /// The component.
-        component: ComponentId,
-        /// By the table.
-        expected_bytes: usize,
-        /// By the record.
-        actual_bytes: u32,
-    },
-    /// The state ends within a record.
-    #[error(
-        "the record of {component} needs {required_bytes} bytes at byte {offset}, but there are \
-         {actual_bytes}"
-    )]
-    RecordTooShort {
-        /// The component.
-        component: ComponentId,
-        /// Where they would begin.
-        offset: usize,
-        /// How many.
+        /// How long it is.
         required_bytes: usize,
         /// What is there, up to the checksum.
         actual_bytes: usize,
     },
-    /// The bitmap has a bit that stands for no line.
-    #[error("bit {bit} of the bitmap of {component} is set, which has {lines} lines")]
-    BitBeyondComponent {
-        /// The component.
-        component: ComponentId,
-        /// The first such bit.
-        bit: usize,
-        /// How many lines there are.
-        lines: usize,
-    },
-    /// A line is stored although it is zero.
-    #[error("stored line {index} of {component} is zero: such lines are left out")]
-    ZeroLine {
-        /// The component.
-        component: ComponentId,
-        /// Which of its stored lines, from 0.
-        index: usize,
-    },
-    /// Two reserved bytes are not zero.
-    #[error("bytes {offset} and the next are reserved and must be 0, but are {value:#06x}")]
-    Reserved {
-        /// Of the first, in the state.
-        offset: usize,
-        /// What is there.
-        value: u16,
-    },
     /// There are bytes behind the last record.
-    #[error("{bytes} bytes from byte {offset} on belong to nothing")]
+    #[error("{bytes} bytes from byte {offset} on belong to no component in use")]
     Trailing {
         /// Where they begin.
         offset: usize,
         /// How many, up to the checksum.
         bytes: usize,
     },
-    /// The record of x87 has bytes where MXCSR is in an area, which has its place in the header.
-    #[error("bytes 24 to 31 of x87 are {value:#018x}; they are 0 in an encoded state")]
-    MxcsrInX87 {
-        /// Those bytes.
-        value: u64,
+    /// A bitmap has a bit for a line that is zero, or that does not exist.
+    #[error(
+        "line {line} of {component} is stored; only lines that are not zero are, of lines 0 to {last}"
+    )]
+    Line {
+        /// The component.
+        component: ComponentId,
+        /// The line.
+        line: usize,
+        /// The last line that the component has.
+        last: usize,
     },
-    /// MXCSR is not initial although neither SSE nor AVX is in use.
-    #[error("MXCSR is {mxcsr:#x} with neither SSE nor AVX in use; it is {INITIAL_MXCSR:#x} then")]
-    MxcsrNotInUse {
-        /// Bytes 48 to 51.
-        mxcsr: u32,
+    /// The tables describe an area that cannot exist.
+    #[error("the layout in the state cannot exist: {0}")]
+    Layout(LayoutError),
+    /// The state was encoded with another layout than the reader's.
+    #[error("the state was encoded with another layout: {misfit}")]
+    OtherLayout {
+        /// The first difference; the reader's layout is the target.
+        misfit: Misfit,
     },
-    /// The area would not be valid.
+    /// The area is not valid.
     #[error(transparent)]
     Image(#[from] ImageError),
     /// The registers do not go with the area.
     #[error(transparent)]
     State(#[from] StateError),
+}
+
+impl DecodeError {
+    /// Returns what a caller can do about it.
+    #[must_use]
+    pub const fn kind(&self) -> DecodeErrorKind {
+        match self {
+            Self::Magic { .. } => DecodeErrorKind::NotAState,
+            Self::Version { version } if *version > VERSION => DecodeErrorKind::NewerVersion,
+            Self::TooShort { .. }
+            | Self::Version { .. }
+            | Self::Length { .. }
+            | Self::Checksum { .. } => DecodeErrorKind::Damaged,
+            Self::OtherLayout { .. } => DecodeErrorKind::OtherLayout,
+            Self::Field { .. }
+            | Self::CutOff { .. }
+            | Self::Trailing { .. }
+            | Self::Line { .. }
+            | Self::Layout(_)
+            | Self::Image(_)
+            | Self::State(_) => DecodeErrorKind::Invalid,
+        }
+    }
 }

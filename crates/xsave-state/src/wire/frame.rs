@@ -3,51 +3,75 @@
 
 use super::error::DecodeError;
 use super::template::{
-    CHECKSUM_BYTES, COMPONENTS, ENTRY_BYTES, FLAGS, HEADER_BYTES, LAYOUT, MIN_STATE_BYTES, MXCSR,
-    PALETTES, TOTAL_BYTES, VERSION_AT, XCR0, XFD, XFD_ERR, XSTATE_BV,
+    self, CHECKSUM_BYTES, COMPONENTS, ENTRY_BYTES, FLAGS, LAYOUT, MIN_STATE_BYTES, MXCSR, PALETTES,
+    PREFIX_BYTES, TABLES, TOTAL_BYTES, VCPU, VERSION_AT, XCR0, XFD, XFD_ERR, XSTATE_BV,
 };
 use super::{MAGIC, MAX_STATE_BYTES, VERSION};
 use crate::bytes;
 use crate::feature::XFeatures;
-use crate::state::Registers;
+use crate::registers::Registers;
 
-/// How many bytes the encoded state has that `bytes` begin with, from its first 16: to read states
-/// from a stream, one after the other. The number is not more than [`MAX_STATE_BYTES`].
+/// Returns how many bytes the state has that begins with `start`, of which 16 are enough: to read one
+/// state after the other from a stream. It is at most [`MAX_STATE_BYTES`].
 ///
 /// # Errors
 ///
-/// There is no state, or none of this version: see [`DecodeError`]. What follows is not checked.
-pub fn encoded_bytes(bytes: &[u8]) -> Result<usize, DecodeError> {
-    let magic = bytes::prefix(bytes, MAGIC.len());
+/// No state begins so, or none of a version that is read here. What follows is not checked.
+///
+/// ```
+/// use std::io::{self, Read};
+/// use xsave_state::wire;
+///
+/// /// Reads the next state of a stream.
+/// fn next_state(stream: &mut impl Read) -> io::Result<Vec<u8>> {
+///     let mut state = vec![0; 16];
+///     stream.read_exact(&mut state)?;
+///     state.resize(wire::stated_bytes(&state).map_err(io::Error::other)?, 0);
+///     stream.read_exact(&mut state[16..])?;
+///     Ok(state)
+/// }
+/// # let layout = xsave_state::Layout::legacy();
+/// # let state = wire::encode(7, &xsave_state::ExtendedState::reset(&layout));
+/// # let mut stream = &[state.clone(), state.clone()].concat()[..];
+/// # assert_eq!(next_state(&mut stream)?, state);
+/// # assert_eq!(next_state(&mut stream)?, state);
+/// # assert!(next_state(&mut stream).is_err());
+/// # Ok::<(), io::Error>(())
+/// ```
+pub fn stated_bytes(start: &[u8]) -> Result<usize, DecodeError> {
+    let magic = bytes::prefix(start, MAGIC.len());
     if !MAGIC.starts_with(magic) {
         let mut actual = [0; MAGIC.len()];
         bytes::write(&mut actual, 0, magic);
         return Err(DecodeError::Magic { actual });
     }
-    if bytes.len() < XCR0 {
-        return Err(DecodeError::TooShort {
-            required_bytes: XCR0,
-            actual_bytes: bytes.len(),
-        });
+    let actual_bytes = start.len();
+    if actual_bytes < PREFIX_BYTES {
+        return Err(DecodeError::TooShort { actual_bytes });
     }
-    let version = bytes::u16_at(bytes, VERSION_AT);
-    if version != VERSION {
-        return Err(DecodeError::Version {
-            version,
-            supported: VERSION,
-        });
+    let version = bytes::u16_at(start, VERSION_AT);
+    if !(1..=VERSION).contains(&version) {
+        return Err(DecodeError::Version { version });
     }
-    let stated = bytes::u32_at(bytes, TOTAL_BYTES);
-    let total = usize::try_from(stated).unwrap_or(usize::MAX);
+    let stated_bytes = bytes::u32_at(start, TOTAL_BYTES);
+    let total = usize::try_from(stated_bytes).unwrap_or(usize::MAX);
     if !(MIN_STATE_BYTES..=MAX_STATE_BYTES).contains(&total) {
-        return Err(DecodeError::ImpossibleLength {
-            stated_bytes: stated,
+        return Err(DecodeError::Length {
+            stated_bytes,
+            actual_bytes,
         });
     }
     Ok(total)
 }
 
-/// The checksum of `body`: CRC-32 of IEEE 802.3.
+/// Returns the number of the vCPU in a header, or `None` where the version has none.
+pub(super) fn vcpu(start: &[u8]) -> Option<u32> {
+    let version = bytes::u16_at(start, VERSION_AT);
+    let number = start.get(VCPU..)?.first_chunk()?;
+    (version == VERSION).then_some(u32::from_le_bytes(*number))
+}
+
+/// Returns CRC-32 of IEEE 802.3.
 #[inline]
 pub(super) fn checksum(body: &[u8]) -> u32 {
     crc32fast::hash(body)
@@ -58,17 +82,18 @@ pub(super) fn checksum(body: &[u8]) -> u32 {
 pub(super) struct Frame<'a> {
     /// All but the checksum.
     body: &'a [u8],
-    checksum: u32,
+    /// Where the fields of its version begin.
+    fields_at: usize,
     records_at: usize,
 }
 
 impl<'a> Frame<'a> {
     #[inline]
     pub(super) fn check(bytes: &'a [u8]) -> Result<Self, DecodeError> {
-        let total = encoded_bytes(bytes)?;
+        let total = stated_bytes(bytes)?;
         if total != bytes.len() {
             return Err(DecodeError::Length {
-                stated_bytes: total,
+                stated_bytes: bytes::u32_at(bytes, TOTAL_BYTES),
                 actual_bytes: bytes.len(),
             });
         }
@@ -81,26 +106,29 @@ impl<'a> Frame<'a> {
         }
         let flags = bytes::u16_at(body, FLAGS);
         if flags != 0 {
-            return Err(DecodeError::UnknownFlags { flags });
+            return Err(DecodeError::Field {
+                field: "the flags",
+                offset: FLAGS,
+                expected: 0,
+                actual: flags.into(),
+            });
         }
-        let components = bytes::u16_at(body, COMPONENTS);
-        let palettes = bytes::u16_at(body, PALETTES);
-        let entries = usize::from(components).saturating_add(palettes.into());
-        let records_at = entries
-            .saturating_mul(ENTRY_BYTES)
-            .saturating_add(HEADER_BYTES);
-        if records_at > body.len() {
-            return Err(DecodeError::TablesTooLong {
-                components,
-                palettes,
-                required_bytes: records_at,
-                actual_bytes: body.len(),
+        let fields_at = template::fields(bytes::u16_at(body, VERSION_AT));
+        let fields = body.get(fields_at..).unwrap_or_default();
+        let entries = usize::from(bytes::u16_at(fields, COMPONENTS))
+            .saturating_add(bytes::u16_at(fields, PALETTES).into());
+        let required_bytes = entries.saturating_mul(ENTRY_BYTES).saturating_add(TABLES);
+        if required_bytes > fields.len() {
+            return Err(DecodeError::CutOff {
+                offset: fields_at,
+                required_bytes,
+                actual_bytes: fields.len(),
             });
         }
         Ok(Self {
             body,
-            checksum: stored,
-            records_at,
+            fields_at,
+            records_at: fields_at.saturating_add(required_bytes),
         })
     }
 
@@ -108,38 +136,50 @@ impl<'a> Frame<'a> {
         self.body
     }
 
-    pub(super) const fn checksum(&self) -> u32 {
-        self.checksum
-    }
-
     pub(super) const fn records_at(&self) -> usize {
         self.records_at
     }
 
-    /// Header and tables: a template of which the registers are set.
-    pub(super) fn prefix(&self) -> &'a [u8] {
-        bytes::prefix(self.body, self.records_at)
+    pub(super) fn version(&self) -> u16 {
+        bytes::u16_at(self.body, VERSION_AT)
     }
 
-    /// The layout's part of the template.
+    pub(super) fn vcpu(&self) -> Option<u32> {
+        vcpu(self.body)
+    }
+
+    /// Fields and tables.
+    pub(super) fn fields(&self) -> &'a [u8] {
+        bytes::range(self.body, self.fields_at..self.records_at)
+    }
+
+    /// The layout's part of them.
     pub(super) fn layout(&self) -> &'a [u8] {
-        bytes::range(self.body, LAYOUT..self.records_at)
+        self.fields().get(LAYOUT..).unwrap_or_default()
+    }
+
+    /// Where a field is in the state.
+    pub(super) const fn offset_of(&self, field: usize) -> usize {
+        self.fields_at.saturating_add(field)
     }
 
     pub(super) fn registers(&self) -> Registers {
-        let at = |offset| XFeatures::from_bits_retain(bytes::u64_at(self.body, offset));
         Registers {
-            xcr0: at(XCR0),
-            xfd: at(XFD),
-            xfd_err: at(XFD_ERR),
+            xcr0: self.bitmap(XCR0),
+            xfd: self.bitmap(XFD),
+            xfd_err: self.bitmap(XFD_ERR),
         }
     }
 
     pub(super) fn xstate_bv(&self) -> XFeatures {
-        XFeatures::from_bits_retain(bytes::u64_at(self.body, XSTATE_BV))
+        self.bitmap(XSTATE_BV)
+    }
+
+    fn bitmap(&self, field: usize) -> XFeatures {
+        XFeatures::from_bits_retain(bytes::u64_at(self.body, self.offset_of(field)))
     }
 
     pub(super) fn mxcsr(&self) -> u32 {
-        bytes::u32_at(self.body, MXCSR)
+        bytes::u32_at(self.body, self.offset_of(MXCSR))
     }
 }

@@ -10,17 +10,17 @@ type Line = [u8; LINE_BYTES];
 /// Lines that are looked at together: those of one byte of the bitmap.
 const GROUP_LINES: usize = 8;
 
-/// Lines of a component of `size` bytes. The last may be shorter than the others.
+/// Returns the lines of a component of `size` bytes. The last may be shorter than the others.
 pub(super) fn count(size: usize) -> usize {
     size.div_ceil(LINE_BYTES)
 }
 
-/// Bytes of the bitmap of a component of `size` bytes: whole words.
+/// Returns the bytes of the bitmap of a component of `size` bytes: whole words.
 pub(super) fn bitmap_bytes(size: usize) -> usize {
     count(size).div_ceil(WORD_LINES).saturating_mul(WORD_BYTES)
 }
 
-/// Whether all bytes are zero. Without an early exit the compiler makes vector code of it.
+/// Returns true when all bytes are zero. Without an early exit the compiler makes vector code of it.
 #[inline]
 fn is_zero(line: &Line) -> bool {
     let words = line.as_chunks().0.iter();
@@ -45,7 +45,7 @@ fn begins_nonzero(line: &Line) -> bool {
     u64::from_le_bytes([a, b, c, d, e, f, g, h]) != 0
 }
 
-/// Whether all lines begin so. With one branch for eight of them.
+/// Returns true when all lines begin so. With one branch for eight of them.
 #[inline]
 fn all_begin_nonzero(group: &[Line; GROUP_LINES]) -> bool {
     group
@@ -53,7 +53,7 @@ fn all_begin_nonzero(group: &[Line; GROUP_LINES]) -> bool {
         .fold(true, |all, line| all & begins_nonzero(line))
 }
 
-/// Whether every line of `component` shows at once that it is not zero. If not, some may be zero.
+/// Returns true when every line of `component` shows at once that it is not zero. If not, some may be zero.
 #[inline]
 pub(super) fn are_nonzero(component: &[u8]) -> bool {
     let (whole, rest) = component.as_chunks();
@@ -63,7 +63,7 @@ pub(super) fn are_nonzero(component: &[u8]) -> bool {
         && (rest.is_empty() || !is_zero_rest(rest))
 }
 
-/// A bit for each of at most 64 whole lines: whether it is not zero.
+/// Returns a bit for each of at most 64 whole lines: whether it is not zero.
 #[inline]
 fn bits_of(lines: &[Line]) -> u64 {
     if lines.iter().all(begins_nonzero) {
@@ -75,7 +75,7 @@ fn bits_of(lines: &[Line]) -> u64 {
     })
 }
 
-/// A word with the lowest `lines` bits set, at most 64.
+/// Returns a word with the lowest `lines` bits set, at most 64.
 #[inline]
 fn ones(lines: usize) -> u64 {
     let others = WORD_LINES.saturating_sub(lines);
@@ -100,7 +100,7 @@ fn word_of(lines: &[u8]) -> u64 {
     word | u64::from(!is_zero_rest(rest)).wrapping_shl(bit)
 }
 
-/// The bitmap of a component of `size` bytes of which every line is stored.
+/// Returns the bitmap of a component of `size` bytes of which every line is stored.
 pub(super) fn full_bitmap(size: usize) -> impl Iterator<Item = u64> {
     let lines = count(size);
     let words = (0..lines).step_by(WORD_LINES);
@@ -124,7 +124,7 @@ pub(super) fn compress(component: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// How many bytes the lines of `bitmap` have, of a component of `size` bytes.
+/// Returns how many bytes the lines of `bitmap` have, of a component of `size` bytes.
 pub(super) fn stored_bytes(bitmap: &[u8], size: usize) -> usize {
     let stored = bitmap.as_chunks().0.iter().fold(0usize, |sum, &word| {
         let ones = u64::from_le_bytes(word).count_ones();
@@ -140,20 +140,27 @@ pub(super) fn stored_bytes(bitmap: &[u8], size: usize) -> usize {
     }
 }
 
-/// The first of `lines` that is zero.
+/// Returns the first of `lines` that is zero.
 pub(super) fn first_zero(lines: &[u8]) -> Option<usize> {
     let (whole, rest) = lines.as_chunks();
     let first = whole.iter().position(is_zero);
     first.or_else(|| (!rest.is_empty() && is_zero_rest(rest)).then_some(whole.len()))
 }
 
-/// Whether line `line` is stored.
+/// Returns true when line `line` is stored.
 pub(super) fn is_set(bitmap: &[u8], line: usize) -> bool {
     let byte = bitmap.get(line / 8).copied().unwrap_or(0);
     byte & 1u8.wrapping_shl(u32::try_from(line % 8).unwrap_or(0)) != 0
 }
 
-/// The first bit of `bitmap` that is set and stands for no line. Such bits are in the last word.
+/// Returns the line that stored line `index` is.
+pub(super) fn nth_set(bitmap: &[u8], index: usize) -> usize {
+    let lines = 0..bitmap.len().saturating_mul(8);
+    let mut set = lines.filter(|&line| is_set(bitmap, line));
+    set.nth(index).unwrap_or(usize::MAX)
+}
+
+/// Returns the first bit of `bitmap` that is set and stands for no line. Such bits are in the last word.
 pub(super) fn first_beyond(bitmap: &[u8], size: usize) -> Option<usize> {
     let last = u64::from_le_bytes(*bitmap.last_chunk()?);
     let lines = u32::try_from(count(size) % WORD_LINES).unwrap_or(0);

@@ -11,11 +11,11 @@ use serde::ser::{Serialize, Serializer};
 use super::MAX_STATE_BYTES;
 use crate::state::ExtendedState;
 
-/// As [`wire::encode`](super::encode): bytes, or a string of lower-case hexadecimal digits where the
-/// format is human-readable.
+/// Serializes what [`wire::encode`](super::encode) gives for vCPU 0: bytes, or a string of lower-case
+/// hexadecimal digits where the format is human-readable.
 impl Serialize for ExtendedState<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let bytes = super::encode(self);
+        let bytes = super::encode(0, self);
         if !serializer.is_human_readable() {
             return serializer.serialize_bytes(&bytes);
         }
@@ -29,7 +29,8 @@ impl Serialize for ExtendedState<'_> {
     }
 }
 
-/// As [`wire::decode`](super::decode), with all its checks. Nothing is padded or cut off.
+/// Deserializes with all checks of [`wire::decode`](super::decode). The vCPU's number is ignored; nothing
+/// is padded or cut off.
 impl<'de> Deserialize<'de> for ExtendedState<'static> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         if deserializer.is_human_readable() {

@@ -25,6 +25,8 @@ pub(crate) fn sealed(mut bytes: Vec<u8>) -> Vec<u8> {
 }
 
 pub(crate) struct Decoded {
+    /// Not in version 1.
+    pub(crate) vcpu: Option<u32>,
     pub(crate) xcr0: u64,
     pub(crate) xfd: u64,
     pub(crate) xfd_err: u64,
@@ -41,26 +43,34 @@ pub(crate) fn decode(bytes: &[u8]) -> Decoded {
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
     let u64_at = |at: usize| u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap());
     assert_eq!(&bytes[..8], b"\x89XSTATE\n");
-    assert_eq!((u16_at(8), u16_at(10)), (1, 0));
+    let version = u16_at(8);
+    assert!([1, 2].contains(&version));
+    assert_eq!(u16_at(10), 0);
     assert_eq!(u32_at(12) as usize, bytes.len());
     let end = bytes.len() - 4;
     assert_eq!(u32_at(end), crc32(&bytes[..end]));
+    // Version 1 has no number of a vCPU: all that follows is 4 bytes earlier.
+    let number = if version == 1 { 0 } else { 4 };
 
     let mut places = vec![(0, 0, 160), (1, 160, 256)];
-    let (components, palettes) = (usize::from(u16_at(56)), usize::from(u16_at(58)));
+    let (components, palettes) = (
+        usize::from(u16_at(56 + number)),
+        usize::from(u16_at(58 + number)),
+    );
     for entry in 0..components {
-        let at = 64 + 12 * entry;
+        let at = 64 + number + 12 * entry;
         let place = (u16_at(at), u32_at(at + 4) as usize, u32_at(at + 8) as usize);
-        assert!(place.1 + place.2 <= u32_at(60) as usize);
+        assert!(place.1 + place.2 <= u32_at(60 + number) as usize);
         places.push(place);
     }
-    let xstate_bv = u64_at(40);
-    let mut at = 64 + 12 * (components + palettes);
+    let xstate_bv = u64_at(40 + number);
+    let mut at = 64 + number + 12 * (components + palettes);
     let mut decoded = Decoded {
-        xcr0: u64_at(16),
-        xfd: u64_at(24),
-        xfd_err: u64_at(32),
-        mxcsr: u32_at(48),
+        vcpu: (version == 2).then(|| u32_at(16)),
+        xcr0: u64_at(16 + number),
+        xfd: u64_at(24 + number),
+        xfd_err: u64_at(32 + number),
+        mxcsr: u32_at(48 + number),
         xstate_bv,
         components: Vec::new(),
         records: Vec::new(),

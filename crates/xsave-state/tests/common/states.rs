@@ -9,11 +9,10 @@ use crate::common::{ARMED, LIVE_TILES, area, layout};
 pub(crate) const AMX: &str = "sapphire-rapids-emulated-guest";
 
 pub(crate) fn registers(xcr0: u64, xfd: u64, xfd_err: u64) -> Registers {
-    Registers {
-        xcr0: XFeatures::from_bits_retain(xcr0),
-        xfd: XFeatures::from_bits_retain(xfd),
-        xfd_err: XFeatures::from_bits_retain(xfd_err),
-    }
+    Registers::RESET
+        .with_xcr0(XFeatures::from_bits_retain(xcr0))
+        .with_xfd(XFeatures::from_bits_retain(xfd))
+        .with_xfd_err(XFeatures::from_bits_retain(xfd_err))
 }
 
 pub(crate) fn state(area: &[u8], layout: &Layout, registers: Registers) -> ExtendedState<'static> {
@@ -53,7 +52,7 @@ fn tile_3x5(layout: &Layout) -> ExtendedState<'static> {
     state(&area, layout, registers(0x602e7, 0, 0))
 }
 
-/// One of each kind, by the name of its golden file.
+/// One of each kind, by the name of its golden file. Its vCPU's number is its index.
 pub(crate) fn all() -> Vec<(&'static str, ExtendedState<'static>)> {
     let amx = layout(AMX);
     let of = |name, in_use, registers| {
