@@ -77,7 +77,7 @@ fn run(operation: &str, state: &str, calls: u32) {
     let area = state.image().as_bytes();
     let registers = state.registers();
     let codec = Codec::new(&layout);
-    let encoded = wire::encode(&state);
+    let encoded = wire::encode(0, &state);
     let (mut copy, mut out, mut buffer) = (area.to_vec(), Vec::new(), Buffer::new());
     for _ in 0..calls {
         match operation {
@@ -89,7 +89,7 @@ fn run(operation: &str, state: &str, calls: u32) {
             "encode" => {
                 out.clear();
                 codec
-                    .encode(black_box(&state), black_box(&mut out))
+                    .encode(0, black_box(&state), black_box(&mut out))
                     .unwrap();
             }
             _ => drop(

@@ -5,69 +5,57 @@ use alloc::vec;
 
 use arbitrary::{Arbitrary, Error, Result, Unstructured};
 
+use crate::area::Image;
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
-use crate::header;
-use crate::image::Image;
-use crate::layout::Layout;
-use crate::legacy::MXCSR;
-use crate::state::{ExtendedState, Registers};
+use crate::format::{MXCSR, XSTATE_BV};
+use crate::layout::{Component, Layout, Palette};
+use crate::registers::Registers;
+use crate::state::ExtendedState;
 use crate::xcr0;
 
-/// Number, size, offset and CPUID.(EAX=0DH,ECX=n):ECX of components beyond the legacy region.
-type Table = [(u32, u32, u32, u32)];
+const AVX: Component = Component::user(ComponentId::AVX, 576, 256);
 
 /// Processors that differ in what they have and where it lies.
-const LAYOUTS: &[&Table] = &[
+const LAYOUTS: &[&[Component]] = &[
     // AVX-512, PKRU and AMX, as Sapphire Rapids
     &[
-        (2, 256, 576, 0),
-        (5, 64, 1088, 0),
-        (6, 512, 1152, 0),
-        (7, 1024, 1664, 0),
-        (9, 8, 2688, 0),
-        (17, 64, 2752, 2),
-        (18, 8192, 2816, 6),
+        AVX,
+        Component::user(ComponentId::OPMASK, 1088, 64),
+        Component::user(ComponentId::ZMM_HI256, 1152, 512),
+        Component::user(ComponentId::HI16_ZMM, 1664, 1024),
+        Component::user(ComponentId::PKRU, 2688, 8),
+        Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
+        Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
     ],
     // AVX-512 and PKRU, as Zen 4
     &[
-        (2, 256, 576, 0),
-        (5, 64, 832, 0),
-        (6, 512, 896, 0),
-        (7, 1024, 1408, 0),
-        (9, 8, 2432, 0),
+        AVX,
+        Component::user(ComponentId::OPMASK, 832, 64),
+        Component::user(ComponentId::ZMM_HI256, 896, 512),
+        Component::user(ComponentId::HI16_ZMM, 1408, 1024),
+        Component::user(ComponentId::PKRU, 2432, 8),
     ],
     // MPX, as Skylake client
-    &[(2, 256, 576, 0), (3, 64, 960, 0), (4, 64, 1024, 0)],
+    &[
+        AVX,
+        Component::user(ComponentId::BNDREGS, 960, 64),
+        Component::user(ComponentId::BNDCSR, 1024, 64),
+    ],
     // nothing beyond AVX
-    &[(2, 256, 576, 0)],
+    &[AVX],
 ];
 
 /// One of a few processors' layouts: a fuzzer that made up offsets would find the checks of
-/// [`Layout::from_cpuid`] and little else.
+/// [`Layout::from_parts`] and little else.
 impl<'a> Arbitrary<'a> for Layout {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
-        let table = *u.choose(LAYOUTS)?;
-        let user = table.iter().fold(3, |user, entry| user | 1u32 << entry.0);
-        let ends = table.iter().map(|entry| entry.1.saturating_add(entry.2));
-        let size = ends.max().unwrap_or(0);
-        Self::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-            (0, _) => [0x1d, 0, 0, 0],
-            (0xd, 0) => [user, size, size, 0],
-            (0xd, 1) => [0x10, 0, 0, 0],
-            (0xd, id) => {
-                let entry = table.iter().find(|entry| entry.0 == id);
-                entry.map_or([0; 4], |&(_, size, offset, flags)| [size, offset, flags, 0])
-            }
-            (0x1d, 0) => [1, 0, 0, 0],
-            (0x1d, 1) => [0x0400_2000, 0x0008_0040, 0x10, 0],
-            _ => [0; 4],
-        })
-        .map_err(|_| Error::IncorrectFormat)
+        let components = u.choose(LAYOUTS)?.iter().copied();
+        Self::from_parts(components, [Palette::ONE]).map_err(|_| Error::IncorrectFormat)
     }
 }
 
-/// A valid state of an arbitrary layout.
+/// A valid state of one of those layouts.
 impl<'a> Arbitrary<'a> for ExtendedState<'static> {
     fn arbitrary(u: &mut Unstructured<'a>) -> Result<Self> {
         let layout = Layout::arbitrary(u)?;
@@ -76,7 +64,7 @@ impl<'a> Arbitrary<'a> for ExtendedState<'static> {
 }
 
 impl ExtendedState<'static> {
-    /// A valid state of `layout` from a fuzzer's bytes: any components in use, with any content and
+    /// Builds a valid state of `layout` from a fuzzer's bytes: any components in use, with any content and
     /// any registers that go with them. Where the bytes run out, the rest is zero.
     ///
     /// # Errors
@@ -103,7 +91,7 @@ impl ExtendedState<'static> {
         let in_use = (XFeatures::from_bits_retain(u.arbitrary()?) & user) - xfd;
 
         let mut area = vec![0; layout.standard_size()];
-        bytes::put(&mut area, header::XSTATE_BV, in_use.bits().to_le_bytes());
+        bytes::put(&mut area, XSTATE_BV, in_use.bits().to_le_bytes());
         for id in in_use.components() {
             let range = layout.component(id).and_then(|component| component.range());
             let Some(content) = range.and_then(|range| area.get_mut(range)) else {
@@ -116,17 +104,17 @@ impl ExtendedState<'static> {
         }
         let mxcsr = u.arbitrary::<u32>()? & layout.mxcsr_mask();
         bytes::put(&mut area, MXCSR, mxcsr.to_le_bytes());
-        let image = Image::from_area(area, layout).map_err(|_| Error::IncorrectFormat)?;
-        let registers = Registers {
-            xcr0: enabled,
-            xfd,
-            xfd_err,
-        };
+        let image = Image::from_vec(area, layout).map_err(|_| Error::IncorrectFormat)?;
+        let registers = Registers::RESET
+            .with_xcr0(enabled)
+            .with_xfd(xfd)
+            .with_xfd_err(xfd_err);
         ExtendedState::new(image, registers).map_err(|_| Error::IncorrectFormat)
     }
 }
 
-/// A configuration that LDTILECFG accepts, of a palette of the layout; or the initial one.
+/// Writes a tile configuration that LDTILECFG accepts, of the layout's first palette, or leaves the
+/// initial one.
 fn tile_config(layout: &Layout, u: &mut Unstructured<'_>, content: &mut [u8]) -> Result<()> {
     let Some(palette) = layout.palettes().first() else {
         return Ok(());

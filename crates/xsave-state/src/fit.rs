@@ -91,7 +91,8 @@ pub enum Misfit {
         /// The rule that it breaks.
         rule: TileConfigError,
     },
-    /// The palette of a tile configuration, or of tiles, has another geometry on the target.
+    /// The palette of a tile configuration, or of tiles, is missing on the target or has another
+    /// geometry there.
     Palette {
         /// XTILECFG or XTILEDATA.
         component: ComponentId,
@@ -190,7 +191,8 @@ impl fmt::Display for Misfit {
             Self::TileConfig { rule } => write!(f, "the target refuses TILECFG: {rule}"),
             Self::Palette { component, palette } => write!(
                 f,
-                "{component} uses palette {palette}, which has another geometry on the target"
+                "{component} uses palette {palette}, which is missing on the target or has another \
+                 geometry there"
             ),
             Self::Mxcsr { mxcsr, mask } => write!(
                 f,
@@ -388,38 +390,34 @@ fn obstacle(image: &Image<'_>, target: &Layout, component: ComponentId) -> Optio
 
 /// Compares the palettes that a tile configuration or tiles depend on.
 fn tile_misfit(image: &Image<'_>, target: &Layout, component: ComponentId) -> Option<Misfit> {
-    let config = image.tile_config();
+    if !XFeatures::AMX.contains(component.bit()) {
+        return None;
+    }
     let palettes = target.palettes();
-    match component {
-        ComponentId::XTILECFG => {
-            let config = config?;
+    let other = match image.tile_config() {
+        Some(config) => {
             let bytes = bytes::array(image.component(component)?, 0);
-            if let Err(rule) = TileConfig::parse(&bytes, palettes) {
+            if component == ComponentId::XTILECFG
+                && let Err(rule) = TileConfig::parse(&bytes, palettes)
+            {
                 return Some(Misfit::TileConfig { rule });
             }
-            let palette = config.palette();
-            (!palettes.contains(palette)).then_some(Misfit::Palette {
-                component,
-                palette: palette.id(),
-            })
+            Some(*config.palette()).filter(|ours| !palettes.contains(ours))
         }
-        ComponentId::XTILEDATA => {
-            let palette = image.tile_data()?.palette().copied();
-            let same = match config {
-                Some(config) => palettes.contains(config.palette()),
-                // Whoever configures tiles again may choose any palette that both have.
-                None => {
-                    let ours = image.layout().palettes().iter();
-                    ours.zip(palettes).all(|(ours, theirs)| ours == theirs)
-                }
-            };
-            (!same).then_some(Misfit::Palette {
-                component,
-                palette: palette.map_or(0, |palette| palette.id()),
-            })
+        None if component == ComponentId::XTILECFG => None,
+        // Whoever configures tiles again may choose any palette that both have.
+        None => {
+            let ours = image.layout().palettes().iter().copied();
+            let mut pairs = ours.zip(palettes);
+            pairs
+                .find(|(ours, theirs)| ours != *theirs)
+                .map(|(ours, _)| ours)
         }
-        _ => None,
-    }
+    };
+    other.map(|palette| Misfit::Palette {
+        component,
+        palette: palette.id(),
+    })
 }
 
 /// Returns the part of the registers that the target supports, with a legal XCR0.

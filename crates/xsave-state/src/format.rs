@@ -3,23 +3,23 @@
 
 use core::ops::Range;
 
-/// Bytes of the legacy region, at offset 0 of every area (SDM Vol. 1 §13.4.1).
-pub const LEGACY_BYTES: usize = 512;
-/// Bytes of the header, at offset 512 of every area (SDM Vol. 1 §13.4.2).
-pub const HEADER_BYTES: usize = 64;
 /// Offset of the extended region, in both formats (SDM Vol. 1 §13.4.3).
 pub const EXTENDED_OFFSET: usize = LEGACY_BYTES + HEADER_BYTES;
-/// Bit 63 of XCOMP_BV: the area has the compacted format (SDM Vol. 1 §13.4.2).
-pub const COMPACTED: u64 = 1 << 63;
 /// MXCSR after reset and in the initial state (SDM Vol. 1 §13.6).
 pub const INITIAL_MXCSR: u32 = 0x1f80;
 /// The x87 control word in the initial state (SDM Vol. 1 §13.6).
 pub const INITIAL_FCW: u16 = 0x37f;
 /// Bytes of component 17, and of the memory operand of LDTILECFG and STTILECFG.
 pub const TILECFG_BYTES: usize = 64;
-/// TILECFG has room for the shapes of this many tiles (SDM Vol. 1 §18.2).
-pub const MAX_TILES: usize = 16;
 
+/// Bytes of the legacy region, at offset 0 of every area (SDM Vol. 1 §13.4.1).
+pub(crate) const LEGACY_BYTES: usize = 512;
+/// Bytes of the header, at offset 512 of every area (SDM Vol. 1 §13.4.2).
+pub(crate) const HEADER_BYTES: usize = 64;
+/// Bit 63 of XCOMP_BV: the area has the compacted format (SDM Vol. 1 §13.4.2).
+pub(crate) const COMPACTED: u64 = 1 << 63;
+/// TILECFG has room for the shapes of this many tiles (SDM Vol. 1 §18.2).
+pub(crate) const MAX_TILES: usize = 16;
 /// Bytes of component 0. MXCSR and its mask, bytes 24 to 31, lie within them.
 pub(crate) const X87_BYTES: usize = 160;
 pub(crate) const MXCSR: usize = 24;

@@ -14,7 +14,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Range;
 
-pub use component::{Component, ComponentKind};
+pub use component::Component;
 pub use error::LayoutError;
 pub use palette::{Palette, PaletteError};
 

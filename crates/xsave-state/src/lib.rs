@@ -25,7 +25,7 @@ pub use feature::{ComponentId, XFeatures};
 
 // Places.
 pub mod layout;
-pub use layout::{Component, ComponentKind, Layout, LayoutError, Palette, PaletteError};
+pub use layout::{Component, Layout, LayoutError, Palette, PaletteError};
 
 // Areas.
 pub mod area;

@@ -301,8 +301,8 @@ fn each_thing_beyond_places_is_a_misfit() {
     assert_eq!(
         of(&tiles, &dump.layout().unwrap()),
         [
-            "XTILECFG uses palette 1, which has another geometry on the target",
-            "XTILEDATA uses palette 1, which has another geometry on the target"
+            "XTILECFG uses palette 1, which is missing on the target or has another geometry there",
+            "XTILEDATA uses palette 1, which is missing on the target or has another geometry there"
         ]
     );
 

@@ -13,9 +13,7 @@
 mod common;
 
 use common::{Dump, bits};
-use xsave_state::{
-    Component, ComponentId, ComponentKind, Layout, LayoutError, Palette, PaletteError, XFeatures,
-};
+use xsave_state::{Component, ComponentId, Layout, LayoutError, Palette, PaletteError, XFeatures};
 
 const EAX: usize = 0;
 const EBX: usize = 1;
@@ -245,9 +243,9 @@ fn each_fixture_has_the_layout_of_its_processor() {
         let mut supervisors = vec![];
         for component in layout.components() {
             let number = component.id().number();
-            match component.kind() {
-                ComponentKind::User { offset } => places.push((number, offset, component.size())),
-                ComponentKind::Supervisor => supervisors.push((number, component.size())),
+            match component.offset() {
+                Some(offset) => places.push((number, offset, component.size())),
+                None => supervisors.push((number, component.size())),
             }
             assert_eq!(
                 component.is_aligned(),

@@ -207,6 +207,13 @@ fn states_are_found_behind_what_is_none() {
         let expected = [Ok(Some(0)), Ok(Some(1)), Err((starts[2], Damaged))];
         assert_eq!(found(&bytes[..cut]), expected, "{cut}");
     }
+    // A length that ends where a state behind the next one begins, or where all bytes end.
+    for end in [starts[2], len] {
+        let mut longer = bytes.clone();
+        longer[12..16].copy_from_slice(&(end as u32).to_le_bytes());
+        let expected = [Err((0, Damaged)), Ok(Some(1)), Ok(Some(2))];
+        assert_eq!(found(&longer), expected, "{end}");
+    }
     // One of a newer version, whatever its length field means.
     let mut newer = bytes.clone();
     newer[starts[1] + 8] = 3;
@@ -866,7 +873,8 @@ proptest! {
             }
             prop_assert_eq!(component, content);
         }
-        prop_assert_eq!(found(&bytes), [Ok(Some(vcpu))]);
+        let encoded: Vec<_> = wire::states(&bytes).map(|encoded| encoded.unwrap().as_bytes()).collect();
+        prop_assert_eq!(encoded, [&bytes[..]]);
     }
 
     /// Anything can happen to bytes on their way to somebody who repairs the checksum: what is

@@ -18,8 +18,7 @@ use std::collections::BTreeMap;
 
 use common::area;
 use processor::{Processor, Verdict};
-use xsave_state::tile::TileConfig;
-use xsave_state::{ComponentId, Image, Layout, XFeatures};
+use xsave_state::{ComponentId, Image, Layout, TileConfig, XFeatures};
 
 /// What the processor takes and this crate does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

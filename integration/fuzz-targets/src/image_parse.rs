@@ -1,6 +1,6 @@
 //! `Image::parse` against the second checker, and everything an image gives.
 
-use xsave_state::{ComponentId, ExtendedState, Image, Registers, XFeatures};
+use xsave_state::{ComponentId, ExtendedState, Image};
 
 use crate::input::Input;
 use crate::{area, checker, layouts};
@@ -9,11 +9,7 @@ use crate::{area, checker, layouts};
 pub fn image_parse(data: &[u8]) {
     let mut input = Input::new(data);
     let layout = layouts::pick(&mut input);
-    let registers = Registers {
-        xcr0: XFeatures::from_bits_retain(input.u64()),
-        xfd: XFeatures::from_bits_retain(input.u64()),
-        xfd_err: XFeatures::from_bits_retain(input.u64()),
-    };
+    let registers = input.registers();
     let area = area::standard(&mut input, layout);
     let image = match (Image::parse(&area, layout), checker::area(&area, layout)) {
         (Ok(image), None) => image,
@@ -32,10 +28,12 @@ pub fn image_parse(data: &[u8]) {
     }
     let config = image.tile_config();
     if let Some(tiles) = image.tile_data() {
-        for tile in 0..=tiles.palette().tiles() {
-            let rows = tiles.tile(usize::from(tile)).map(<[u8]>::len);
-            let expected = usize::from(tiles.palette().tile_bytes());
-            assert_eq!(rows, (tile < tiles.palette().tiles()).then_some(expected));
+        let palette = tiles.palette();
+        assert_eq!(palette.is_none(), layout.palettes().is_empty());
+        let (number, size) = palette.map_or((0, 0), |p| (p.tiles(), p.tile_bytes()));
+        for tile in 0..=number {
+            let len = tiles.tile(usize::from(tile)).map(<[u8]>::len);
+            assert_eq!(len, (tile < number).then_some(usize::from(size)));
             let _ = tiles.row(usize::from(tile), usize::from(tile));
         }
     }
@@ -72,6 +70,7 @@ pub fn image_parse(data: &[u8]) {
     }
     assert_eq!(without.clone().without(dropped), without);
     assert_eq!(image.clone().into_owned(), image);
+    assert_eq!(Image::from_vec(area.clone(), layout).as_ref(), Ok(&image));
 
     let compacted = image.to_compacted();
     let back = Image::from_compacted(&compacted, layout).unwrap();

@@ -1,5 +1,7 @@
 //! Numbers and bytes from a fuzzer's input. What is not there is zero, so that every input counts.
 
+use xsave_state::{Registers, XFeatures};
+
 /// What is left of an input.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a>(&'a [u8]);
@@ -55,6 +57,15 @@ impl<'a> Input<'a> {
     /// The next eight bytes.
     pub fn u64(&mut self) -> u64 {
         u64::from_le_bytes(self.array())
+    }
+
+    /// XCR0, IA32_XFD and IA32_XFD_ERR, eight bytes each.
+    pub fn registers(&mut self) -> Registers {
+        let mut bitmap = || XFeatures::from_bits_retain(self.u64());
+        Registers::RESET
+            .with_xcr0(bitmap())
+            .with_xfd(bitmap())
+            .with_xfd_err(bitmap())
     }
 
     /// One of `choices`, by the next byte.

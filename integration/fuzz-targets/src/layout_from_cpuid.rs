@@ -1,13 +1,13 @@
 //! `Layout::from_cpuid` on CPUID that lies: whatever it accepts must be an area that can exist.
 
 use xsave_state::layout::MAX_AREA_BYTES;
-use xsave_state::{ComponentId, Image, Layout, XFeatures};
+use xsave_state::{ComponentId, ExtendedState, Image, Layout, XFeatures};
 
 use crate::input::Input;
 use crate::layouts;
 
 /// The leaves that a layout is made of.
-const LEAVES: [u32; 5] = [0xd, 0x1d, 0, 0x8000_0000, 0x8000_0001];
+const LEAVES: [u32; 6] = [0xd, 0x1d, 0, 0x8000_0000, 0x8000_0001, 1];
 
 /// The number of a dump, then changes: leaf, sub-leaf and register (1 byte each), value (4 bytes).
 pub fn layout_from_cpuid(data: &[u8]) {
@@ -36,6 +36,15 @@ pub fn layout_from_cpuid(data: &[u8]) {
         }
     };
 
+    let [low, _, reported_bytes, high] = cpuid(0xd, 0);
+    let has_xsave = cpuid(0, 0)[0] >= 0xd && cpuid(1, 0)[2] & 1 << 26 != 0;
+    if !has_xsave || (low, high) == (0, 0) {
+        let legacy = Layout::legacy().with_mxcsr_mask(layout.mxcsr_mask());
+        assert_eq!(layout, legacy);
+        assert_eq!(layout.supervisor(), XFeatures::empty());
+        return;
+    }
+
     let mut places: Vec<(usize, usize)> = Vec::new();
     for component in layout.components() {
         let id = component.id();
@@ -59,7 +68,9 @@ pub fn layout_from_cpuid(data: &[u8]) {
         (layout.user() | layout.supervisor()).components().count()
     );
     assert!((layout.user() & layout.supervisor()).is_empty());
-    assert!(layout.user().contains(layout.xfd() - layout.supervisor()));
+    assert!(layout.user().contains(layout.xfd()));
+    let tiles = layout.user() & XFeatures::XTILEDATA;
+    assert!(layout.xfd().contains(tiles));
     places.sort_unstable();
     assert!(
         places.windows(2).all(|pair| pair[0].1 <= pair[1].0),
@@ -68,7 +79,7 @@ pub fn layout_from_cpuid(data: &[u8]) {
     let end = places.iter().map(|place| place.1).max().unwrap().max(576);
     assert_eq!(layout.standard_size(), end);
     assert_eq!(layout.standard_size_of(layout.user()), end);
-    assert!(end <= MAX_AREA_BYTES && end <= cpuid(0xd, 0)[2] as usize);
+    assert!(end <= MAX_AREA_BYTES && end <= reported_bytes as usize);
 
     let mut next = 576;
     for (component, range) in layout.compacted(XFeatures::all()) {
@@ -89,7 +100,11 @@ pub fn layout_from_cpuid(data: &[u8]) {
             * usize::from(palette.tiles());
         assert!(bytes > 0 && bytes <= data_bytes);
     }
-    assert_eq!(layout.misfits(&layout, layout.user()).count(), 0);
+    let extended = layout.components().filter(|c| c.id().number() > 1);
+    let parts = Layout::from_parts(extended.copied(), layout.palettes().iter().copied());
+    assert_eq!(parts.unwrap().with_mxcsr_mask(layout.mxcsr_mask()), layout);
+    let reset = ExtendedState::reset(&layout);
+    assert_eq!(reset.misfits(&layout).count(), 0);
     let initial = Image::initial(&layout);
     assert_eq!(Image::parse(initial.as_bytes(), &layout).unwrap(), initial);
     assert!(!format!("{layout:?}").is_empty());

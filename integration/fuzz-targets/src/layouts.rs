@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use cpuid_amx::Table;
-use xsave_state::Layout;
+use xsave_state::{Component, ComponentId, Layout, LayoutError, Palette};
 
 use crate::input::Input;
 
@@ -45,7 +45,7 @@ pub fn layouts() -> &'static [Layout] {
         tables()
             .iter()
             .filter_map(|table| Layout::from_cpuid(leaves(table)).ok())
-            .chain([Layout::from_cpuid(strange).unwrap()])
+            .chain([strange().unwrap()])
             .collect()
     })
 }
@@ -60,23 +60,23 @@ pub fn leaves(table: &Table) -> impl Fn(u32, u32) -> [u32; 4] {
     move |leaf, subleaf| cpuid_amx::CpuidTable::leaf(table, leaf, subleaf)
 }
 
-fn strange(leaf: u32, subleaf: u32) -> [u32; 4] {
-    match (leaf, subleaf) {
-        (0, _) => [0x20, 0, 0, 0],
-        (0xd, 0) => [0x400e_021f, 0x8000, 0x8000, 0],
-        (0xd, 1) => [0x1f, 0, 1 << 11, 0],
-        (0xd, 2) => [256, 2000, 0, 0],
-        (0xd, 3) => [64, 700, 0, 0],
-        (0xd, 4) => [64, 636, 0, 0],
-        (0xd, 9) => [64, 5000, 2, 0],
-        (0xd, 11) => [16, 0, 1, 0],
-        (0xd, 17) => [64, 3001, 2, 0],
-        (0xd, 18) => [16384, 5100, 6, 0],
-        (0xd, 19) => [128, 800, 4, 0],
-        (0xd, 30) => [1000, 928, 0, 0],
-        (0x1d, 0) => [2, 0, 0, 0],
-        (0x1d, 1) => [0x0400_2000, 0x0008_0040, 0x10, 0],
-        (0x1d, 2) => [0x0400_4000, 0x0010_0080, 0x8, 0],
-        _ => [0; 4],
-    }
+fn strange() -> Result<Layout, LayoutError> {
+    let id = |number| ComponentId::new(number).unwrap();
+    Layout::from_parts(
+        [
+            Component::user(ComponentId::AVX, 2000, 256),
+            Component::user(ComponentId::BNDREGS, 700, 64),
+            Component::user(ComponentId::BNDCSR, 636, 64),
+            Component::user(ComponentId::PKRU, 5000, 64).aligned(),
+            Component::supervisor(ComponentId::CET_U, 16),
+            Component::user(ComponentId::XTILECFG, 3001, 64).aligned(),
+            Component::user(ComponentId::XTILEDATA, 5100, 16384).aligned(),
+            Component::user(ComponentId::APX, 800, 128).with_xfd(),
+            Component::user(id(30), 928, 1000),
+        ],
+        [
+            Palette::ONE,
+            Palette::from_leaf(2, [0x0400_4000, 0x0010_0080, 0x8, 0])?,
+        ],
+    )
 }

@@ -20,7 +20,7 @@ mod image_parse;
 pub mod input;
 mod layout_from_cpuid;
 pub mod layouts;
-mod relayout;
+mod relocate;
 mod sanitize;
 pub mod states;
 mod wire_container;
@@ -31,7 +31,7 @@ pub use cpuid_table::cpuid_table;
 pub use gate::gate;
 pub use image_parse::image_parse;
 pub use layout_from_cpuid::layout_from_cpuid;
-pub use relayout::relayout;
+pub use relocate::relocate;
 pub use sanitize::sanitize;
 pub use wire_container::wire_container;
 pub use wire_decode::wire_decode;
@@ -46,7 +46,7 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("gate", gate),
     ("image_parse", image_parse),
     ("layout_from_cpuid", layout_from_cpuid),
-    ("relayout", relayout),
+    ("relocate", relocate),
     ("sanitize", sanitize),
     ("wire_container", wire_container),
     ("wire_decode", wire_decode),

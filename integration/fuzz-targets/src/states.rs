@@ -1,8 +1,8 @@
 //! Valid states from an input.
 
 use arbitrary::Unstructured;
-use xsave_state::sanitize::{Foreign, Losses, Policy, Target, sanitize};
-use xsave_state::{ExtendedState, Layout, Registers, XFeatures};
+use xsave_state::sanitize::sanitize;
+use xsave_state::{ExtendedState, Layout, Losses, Registers, UntrustedArea};
 
 use crate::area;
 use crate::input::Input;
@@ -19,11 +19,7 @@ pub fn any(input: &mut Input<'_>, layout: &Layout) -> Option<ExtendedState<'stat
         let mut bytes = Unstructured::new(input.rest());
         return ExtendedState::arbitrary_of(layout, &mut bytes).ok();
     }
-    let registers = Registers {
-        xcr0: XFeatures::from_bits_retain(input.u64()),
-        xfd: XFeatures::from_bits_retain(input.u64()),
-        xfd_err: XFeatures::from_bits_retain(input.u64()),
-    };
+    let registers = input.registers();
     let area = area::standard(&mut input, layout);
     sanitized(&area, layout, registers)
 }
@@ -34,11 +30,8 @@ pub fn sanitized(
     layout: &Layout,
     registers: Registers,
 ) -> Option<ExtendedState<'static>> {
-    let foreign = Foreign::new(area, registers);
-    let target = Target::new(layout);
-    // With initial values in use where nothing else has to change.
-    sanitize(&foreign, &target, Policy::Unchanged)
-        .or_else(|_| sanitize(&foreign, &target, Policy::Allow(Losses::all())))
+    let untrusted = UntrustedArea::new(area, registers);
+    sanitize(&untrusted, layout, Losses::all())
         .ok()
         .map(|sanitized| sanitized.state)
 }

@@ -19,9 +19,10 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use cpuid_amx::{CpuidTable, Table, coherence};
 use vcpu_realloc::growth::Ledger;
 use vcpu_realloc::{Action, Event, Gate, Request, Scope};
-use xsave_state::relayout::{Allowed, relayout};
-use xsave_state::sanitize::{Foreign, Losses, Policy, Target, sanitize};
-use xsave_state::{ComponentId, ExtendedState, Image, Layout, Registers, XFeatures};
+use xsave_state::sanitize::sanitize;
+use xsave_state::{
+    ComponentId, ExtendedState, Image, Layout, Losses, Registers, UntrustedArea, XFeatures,
+};
 
 /// What each crate is asked. `None`: the answer was wrong.
 fn use_all() -> Option<()> {
@@ -35,21 +36,16 @@ fn use_all() -> Option<()> {
         .copy_from_slice(&0x40006u64.to_le_bytes());
     *area.get_mut(576)? = 1;
     *area.get_mut(2816)? = 1;
-    let registers = Registers {
-        xcr0: XFeatures::from_bits_retain(0x602e7),
-        xfd: XFeatures::XTILEDATA,
-        xfd_err: XFeatures::empty(),
-    };
+    let registers = Registers::RESET
+        .with_xcr0(layout.user())
+        .with_xfd(XFeatures::XTILEDATA);
     let image = Image::parse(&area, &layout).ok()?;
     require(Image::from_compacted(&image.to_compacted(), &layout).ok()? == image)?;
     require(ExtendedState::new(image, registers).is_err())?;
-    let policy = Policy::Allow(Losses::DISABLED);
-    let foreign = Foreign::new(&area, registers);
-    let state = sanitize(&foreign, &Target::new(&layout), policy)
-        .ok()?
-        .state;
-    require(state.image().xstate_bv() == XFeatures::AVX)?;
-    let moved = relayout(&state, &layout, Allowed::NOTHING).ok()?.state;
+    let untrusted = UntrustedArea::new(&area, registers);
+    let state = sanitize(&untrusted, &layout, Losses::DISABLED).ok()?.state;
+    require(state.image().xstate_bv() == XFeatures::SSE | XFeatures::AVX)?;
+    let moved = state.relocate(&layout, Losses::empty()).ok()?.state;
     require(*moved.image().component(ComponentId::AVX)?.first()? == 1)?;
 
     let mut gate = Gate::new(&layout);

@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use criterion::Criterion;
 use serde::{Deserialize, Serialize};
-use xsave_state::wire::{self, Buffer, Codec, Container, Writer};
+use xsave_state::wire::{self, Buffer, Codec};
 use xsave_state::{ExtendedState, Layout};
 
 use super::ratios::{Goal, Ratio};
@@ -33,7 +33,7 @@ fn registers(state: &ExtendedState<'_>) -> [u64; 3] {
 /// What is initial is zero (arch/x86/kernel/fpu/xstate.c, `__copy_xstate_to_uabi_buf`): formats that store the
 /// whole area are not to suffer from bytes that no VMM has.
 fn as_kvm_gives(state: &ExtendedState<'_>) -> ExtendedState<'static> {
-    wire::decode(&wire::encode(state)).unwrap()
+    wire::decode(&wire::encode(0, state)).unwrap()
 }
 
 fn numbers(state: &ExtendedState<'_>) -> Numbers {
@@ -64,7 +64,7 @@ pub(crate) fn encode_and_decode(criterion: &mut Criterion) -> Vec<Ratio> {
         "idle",
         &idle,
         Some(1.0),
-        None,
+        Some(1.0),
         [200.0, 30.0],
     ));
     measured.extend(one(
@@ -87,11 +87,11 @@ pub(crate) fn encode_and_decode(criterion: &mut Criterion) -> Vec<Ratio> {
 
     println!(
         "\nbytes: idle {}, two of eight tiles {}, full tiles {}; area 11008",
-        wire::encode(&idle).len(),
-        wire::encode(&tiles).len(),
-        wire::encode(&full).len()
+        wire::encode(0, &idle).len(),
+        wire::encode(0, &tiles).len(),
+        wire::encode(0, &full).len()
     );
-    let ours = wire::encode(&idle).len() as f64;
+    let ours = wire::encode(0, &idle).len() as f64;
     let json = serde_json::to_vec(&numbers(&idle)).unwrap().len();
     let bitcode = bitcode::serialize(&bytes(&idle)).unwrap().len();
     println!("bytes when idle: serde_json {json}, bitcode {bitcode}");
@@ -124,11 +124,11 @@ fn one(
     let mut encode = || {
         encoded.clear();
         codec
-            .encode(black_box(state), black_box(&mut encoded))
+            .encode(0, black_box(state), black_box(&mut encoded))
             .unwrap();
     };
     encode();
-    let written = wire::encode(state);
+    let written = wire::encode(0, state);
     let mut buffer = Buffer::new();
     let mut decode = || {
         drop(
@@ -192,17 +192,16 @@ fn one(
     ratios
 }
 
-/// 1,024 vCPUs in a container, against a copy of their areas.
+/// 1,024 vCPUs in a row, against a copy of their areas.
 fn many(criterion: &mut Criterion, layout: &Layout, idle: &ExtendedState<'_>) -> Vec<Ratio> {
     const VCPUS: u32 = 1024;
     let codec = Codec::new(layout);
-    let (mut writer, mut file, mut buffer) = (Writer::new(), Vec::new(), Buffer::new());
+    let (mut file, mut buffer) = (Vec::new(), Buffer::new());
     let mut write = || {
         file.clear();
         for vcpu in 0..VCPUS {
-            file.extend_from_slice(writer.push(vcpu, &codec, black_box(idle)).unwrap());
+            codec.encode(vcpu, black_box(idle), &mut file).unwrap();
         }
-        file.extend_from_slice(writer.finish());
     };
     write();
     let mut group = criterion.benchmark_group("1024 idle vCPUs");
@@ -221,9 +220,8 @@ fn many(criterion: &mut Criterion, layout: &Layout, idle: &ExtendedState<'_>) ->
     )];
     let written = file.clone();
     let mut read = || {
-        let container = Container::open(black_box(&written)).unwrap();
-        for member in container.members() {
-            drop(member.decode(&codec, &mut buffer).unwrap());
+        for encoded in wire::states(black_box(&written)) {
+            drop(encoded.unwrap().decode(&codec, &mut buffer).unwrap());
         }
     };
     group.bench_function("read", |bencher| bencher.iter(&mut read));

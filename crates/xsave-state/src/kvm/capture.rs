@@ -35,6 +35,15 @@ pub struct Capture<'a> {
     /// kernel lacks the fix for CVE-2026-23005. **If it is not, the next KVM_RUN of this vCPU can
     /// panic the host:** [`restore`](super::restore) a state into it first, or discard it.
     pub disabled: XFeatures,
+    /// True when the guest has enabled PKRU and KVM does not tell its value: `state` has 0, which may
+    /// be wrong.
+    ///
+    /// It happens only where the vCPU's thread had its own PKRU at 0 when the vCPU last exited; Linux
+    /// gives threads 0x55555554. KVM saves XSTATE_BV with the host's PKRU in place and, since Linux
+    /// 6.3, writes no component that XSTATE_BV lacks
+    /// (arch/x86/kernel/fpu/xstate.c, `__copy_xstate_to_uabi_buf`). The guest's value is not lost: call
+    /// KVM_RUN with `immediate_exit` from a thread with another PKRU, and capture again.
+    pub pkru_unknown: bool,
 }
 
 /// Reads and checks the extended state of a vCPU that is not running: KVM_GET_XSAVE2, KVM_GET_XCRS,
@@ -59,13 +68,16 @@ pub fn capture<'a>(
     let mut kept = in_use - over_reported;
     let disabled = kept & registers.xfd;
     kept -= disabled;
-    // KVM always writes the guest's PKRU to its place. Whether XSTATE_BV has it depends on the PKRU of
-    // the thread at the last exit, which may have been 0 (arch/x86/kernel/fpu/xstate.c,
-    // `__copy_xstate_to_uabi_buf`).
-    if let Some(offset) = layout.component(ComponentId::PKRU).and_then(|c| c.offset())
-        && bytes::u32_at(buffer.as_bytes(), offset) != 0
+    let mut pkru_unknown = false;
+    if !kept.contains(XFeatures::PKRU)
+        && let Some(offset) = layout.component(ComponentId::PKRU).and_then(|c| c.offset())
     {
-        kept |= XFeatures::PKRU;
+        // Kernels before 6.3 write the guest's PKRU to its place whatever XSTATE_BV says.
+        if bytes::u32_at(buffer.as_bytes(), offset) != 0 {
+            kept |= XFeatures::PKRU;
+        } else {
+            pkru_unknown = registers.xcr0.contains(XFeatures::PKRU);
+        }
     }
     if kept != in_use {
         buffer.set_xstate_bv(kept);
@@ -80,6 +92,7 @@ pub fn capture<'a>(
         state: ExtendedState::new(image, registers).map_err(CaptureError::State)?,
         over_reported,
         disabled,
+        pkru_unknown,
     })
 }
 
@@ -227,16 +240,31 @@ mod tests {
     }
 
     #[test]
-    fn pkru_is_captured_where_kvm_reports_it_as_not_in_use() {
+    fn pkru_that_kvm_reports_as_not_in_use_is_captured_or_said_to_be_unknown() {
+        let mut vcpu = SimulatedVcpu::new(&amx_area(0x7));
+        let unknown = |vcpu: &mut SimulatedVcpu| {
+            let mut buffer = amx_buffer();
+            let captured = capture(vcpu, &amx_vcpu_layout(), &mut buffer).unwrap();
+            captured.pkru_unknown
+        };
+        assert!(!unknown(&mut vcpu)); // not enabled: it is 0
+        vcpu.xcr0 = Some(0x602e7);
+        assert!(unknown(&mut vcpu));
+        vcpu.area[512..520].copy_from_slice(&0x207u64.to_le_bytes());
+        assert!(!unknown(&mut vcpu));
+
         let mut area = amx_area(0x7);
         area[2688..2696].copy_from_slice(&0xb5b5_b3b3u64.to_le_bytes());
         let mut vcpu = SimulatedVcpu::new(&area);
+        vcpu.xcr0 = Some(0x602e7);
         let mut buffer = amx_buffer();
         let captured = capture(&mut vcpu, &amx_vcpu_layout(), &mut buffer).unwrap();
+        assert!(!captured.pkru_unknown);
         let pkru = captured.state.image().component(ComponentId::PKRU).unwrap();
         assert_eq!(pkru, 0xb5b5_b3b3u64.to_le_bytes());
 
         // A guest without PKRU has other bytes there, or none.
+        vcpu.xcr0 = Some(0x7);
         let layout = vcpu_layout_of(XFeatures::from_bits_retain(0x7));
         let captured = capture(&mut vcpu, &layout, &mut buffer).unwrap();
         assert_eq!(captured.state.image().xstate_bv().bits(), 7);

@@ -117,10 +117,14 @@ unsafe impl<T: AsRawFd> Vcpu for RawVcpu<'_, T> {
         // SAFETY: The kernel reads `nent` and writes it and at most that many entries of 40 bytes from
         // offset 8 on; `CpuidList` has room for 256 there and lives until after the call.
         check(unsafe { libc::ioctl(self.fd(), GET_CPUID2, pointer) })?;
-        let list = list.first();
-        let count = list.map_or(0, |list| usize::try_from(list.header.nent).unwrap_or(0));
-        let entries = list.map(|list| list.entries.iter().take(count).copied());
-        Ok(entries.into_iter().flatten().collect())
+        // Linux 6.1 leaves `nent` as it was: entries that it did not write are zero.
+        let entries = list.first().map_or(&[][..], |list| &list.entries[..]);
+        let written = |entry: &kvm_cpuid_entry2| *entry != kvm_cpuid_entry2::default();
+        let count = entries
+            .iter()
+            .rposition(written)
+            .map_or(0, |last| last.saturating_add(1));
+        Ok(entries.iter().take(count).copied().collect())
     }
 
     fn has_cpuid(&mut self) -> Result<bool, Errno> {

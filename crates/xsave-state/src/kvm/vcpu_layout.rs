@@ -225,6 +225,18 @@ mod tests {
         assert_eq!(layout.layout().xfd(), XFeatures::XTILEDATA);
     }
 
+    /// LDMXCSR goes by the processor: AMD's has MXCSR.MM whatever the guest's CPUID says.
+    #[test]
+    fn mxcsr_is_limited_by_the_host_alone() {
+        let amd = Layout::legacy().with_mxcsr_mask(0x2_ffff);
+        let host = HostArea::new(4096, amd, true).unwrap();
+        let layout = VcpuLayout::new(&Layout::legacy(), &host).unwrap();
+        assert_eq!(layout.layout().mxcsr_mask(), 0x2_ffff);
+        let claims_more = Layout::legacy().with_mxcsr_mask(0x2_ffff);
+        let layout = VcpuLayout::new(&claims_more, &amx_host(true)).unwrap();
+        assert_eq!(layout.layout().mxcsr_mask(), 0xffff);
+    }
+
     #[test]
     fn an_invented_palette_is_refused() {
         let layout = amx_layout();

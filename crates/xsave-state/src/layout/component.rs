@@ -5,19 +5,10 @@ use core::ops::Range;
 use crate::feature::ComponentId;
 use crate::format::{X87_BYTES, XMM};
 
-/// Where a component lives: in XCR0 with a fixed offset, or in IA32_XSS.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ComponentKind {
-    /// Enabled in XCR0; part of the standard format.
-    User {
-        /// Offset in the standard format in bytes, CPUID.(EAX=0DH,ECX=n):EBX.
-        offset: usize,
-    },
-    /// Enabled in IA32_XSS; in the compacted format only.
-    Supervisor,
-}
-
 /// One state component, as CPUID.(EAX=0DH,ECX=n) describes it.
+///
+/// A user component is enabled in XCR0 and has an offset in the standard format. A supervisor
+/// component is enabled in IA32_XSS, and only the compacted format has a place for it.
 ///
 /// ```
 /// use xsave_state::{Component, ComponentId};
@@ -30,7 +21,8 @@ pub enum ComponentKind {
 pub struct Component {
     id: ComponentId,
     size: usize,
-    kind: ComponentKind,
+    /// `None` for a supervisor component.
+    offset: Option<usize>,
     aligned: bool,
     xfd: bool,
 }
@@ -39,20 +31,20 @@ impl Component {
     /// Creates a user component of `size` bytes at `offset` of the standard format.
     #[must_use]
     pub const fn user(id: ComponentId, offset: usize, size: usize) -> Self {
-        Self::new(id, ComponentKind::User { offset }, size)
+        Self::new(id, Some(offset), size)
     }
 
     /// Creates a supervisor component of `size` bytes.
     #[must_use]
     pub const fn supervisor(id: ComponentId, size: usize) -> Self {
-        Self::new(id, ComponentKind::Supervisor, size)
+        Self::new(id, None, size)
     }
 
-    const fn new(id: ComponentId, kind: ComponentKind, size: usize) -> Self {
+    const fn new(id: ComponentId, offset: Option<usize>, size: usize) -> Self {
         Self {
             id,
             size,
-            kind,
+            offset,
             aligned: false,
             // KVM goes by the number alone (arch/x86/kvm/x86.c, `kvm_guest_supported_xfd`).
             xfd: id.number() == ComponentId::XTILEDATA.number(),
@@ -86,19 +78,11 @@ impl Component {
         self.size
     }
 
-    /// Returns its kind, CPUID.(EAX=0DH,ECX=n):ECX\[0\].
-    #[must_use]
-    pub const fn kind(&self) -> ComponentKind {
-        self.kind
-    }
-
-    /// Returns its offset in the standard format in bytes, or `None` for a supervisor component.
+    /// Returns its offset in the standard format in bytes, CPUID.(EAX=0DH,ECX=n):EBX; `None` for a
+    /// supervisor component.
     #[must_use]
     pub const fn offset(&self) -> Option<usize> {
-        match self.kind {
-            ComponentKind::User { offset } => Some(offset),
-            ComponentKind::Supervisor => None,
-        }
+        self.offset
     }
 
     /// Returns true when the compacted format places it at a multiple of 64 bytes.

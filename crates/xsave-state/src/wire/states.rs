@@ -21,8 +21,8 @@ const PATIENCE: usize = 16;
 /// Iterates over the encoded states that lie one behind the other in `bytes`.
 ///
 /// What is no state, or no whole one, is an [`Unreadable`] that names its place; the states behind it
-/// still come. They go on at the end that it states, if a state begins there or the bytes end, and
-/// otherwise at the next [`MAGIC`]. The time is linear in the number of bytes, whatever they are.
+/// still come. They go on at the end that it states, if that can be believed, and otherwise at the next
+/// [`MAGIC`]. The time is linear in the number of bytes, whatever they are.
 ///
 /// Bytes can look like a state within a damaged one: a guest can put a whole state of its own making
 /// into its registers. It is only a valid state, of a vCPU number that the guest has chosen. So a
@@ -61,7 +61,7 @@ pub const fn states(bytes: &[u8]) -> States<'_> {
 pub struct States<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Bytes of wrong checksums of states behind which none begins.
+    /// Bytes of wrong checksums of states whose end could not be believed.
     in_vain: usize,
 }
 
@@ -75,7 +75,11 @@ impl<'a> Iterator for States<'a> {
         self.at = offset.saturating_add(length);
         let vcpu = frame::vcpu(rest).filter(|_| rest.starts_with(&MAGIC));
         Some(match checked {
-            Ok(frame) => Ok(Encoded { frame, offset }),
+            Ok(frame) => Ok(Encoded {
+                bytes: bytes::prefix(rest, length),
+                frame,
+                offset,
+            }),
             Err(error) => Err(Unreadable {
                 offset,
                 vcpu,
@@ -102,19 +106,35 @@ impl<'a> States<'a> {
         let is_followed = behind.is_empty() || behind.starts_with(&MAGIC);
         let first = super::MAX_STATE_BYTES;
         let patience = self.at.saturating_add(first).saturating_mul(PATIENCE);
-        if !is_followed && self.in_vain > patience {
+        let is_patient = self.in_vain <= patience;
+        if !is_followed && !is_patient {
             let next = to_next(rest);
             return (next, Err(length(next)));
         }
         let checked = Frame::check(state);
-        match checked {
-            Err(DecodeError::Checksum { .. }) if !is_followed => {
-                self.in_vain = self.in_vain.saturating_add(total);
-                (to_next(rest), checked)
-            }
-            _ => (total, checked),
+        let Err(DecodeError::Checksum { .. }) = checked else {
+            return (total, checked);
+        };
+        let next = to_next(rest);
+        if is_followed && !(is_patient && leads_to(rest, next, total)) {
+            return (total, checked);
         }
+        self.in_vain = self.in_vain.saturating_add(total);
+        (next, checked)
     }
+}
+
+/// Returns true when states that lie one behind the other from `at` on end at `end`: then a state that
+/// states this end too is wrong about it.
+fn leads_to(rest: &[u8], mut at: usize, end: usize) -> bool {
+    let first = at;
+    while at < end {
+        let Ok(total) = stated_bytes(rest.get(at..).unwrap_or_default()) else {
+            return false;
+        };
+        at = at.saturating_add(total);
+    }
+    at == end && first < end
 }
 
 /// Returns how far the next place is where a state can begin, or the end.
@@ -136,11 +156,18 @@ fn to_next(rest: &[u8]) -> usize {
 /// One of several encoded states. Its checksum is right; no more of it has been read.
 #[derive(Clone, Copy)]
 pub struct Encoded<'a> {
+    bytes: &'a [u8],
     frame: Frame<'a>,
     offset: usize,
 }
 
-impl Encoded<'_> {
+impl<'a> Encoded<'a> {
+    /// Returns its bytes, for example to keep them elsewhere.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &'a [u8] {
+        self.bytes
+    }
+
     /// Returns the number of its vCPU, or `None` for a state of version 1.
     #[must_use]
     pub fn vcpu(&self) -> Option<u32> {

@@ -1,4 +1,0 @@
-//! See `amx_fuzz_targets::relayout`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| amx_fuzz_targets::relayout(data));
