@@ -569,7 +569,7 @@ mod tests {
         let error = restore(&mut vcpu, &state(0x602e7, 0), &layout, &mut amx_buffer());
         assert_eq!(
             error.unwrap_err().to_string(),
-            "the state does not fit the vCPU: opmask is in use, and the target lacks it, and 6 more \
+            "the state does not fit the vCPU: the target lacks opmask, and 6 more \
              reasons"
         );
         assert!(vcpu.log.is_empty());
