@@ -82,9 +82,7 @@ fn what_the_target_lacks_is_listed_unless_it_is_initial() {
         ]
     );
     let text = before.relocate(&old, NOTHING).unwrap_err().to_string();
-    assert!(text.starts_with(
-        "the target cannot hold the state: the target lacks opmask; "
-    ));
+    assert!(text.starts_with("the target cannot hold the state: the target lacks opmask; "));
     assert!(text.ends_with(
         "IA32_XFD_ERR is XTILEDATA (0x40000); the target cannot disable XTILEDATA (0x40000)"
     ));
