@@ -39,7 +39,8 @@ const COMMAND_LINE: &str = "console=ttyS0,115200 quiet nokaslr mitigations=off t
 ///
 /// ips is the rate of CPUID leaf 15H. LA57 is left out of the processor because the emulator does not switch it at VM entry.
 /// Console output goes to descriptor 6.
-const CONFIGURATION_TEXT: &str = r#"config_interface: textconfig
+const CONFIGURATION_TEXT: &str = r#"# A saved machine is resumed with this file as well.
+config_interface: textconfig
 display_library: nogui
 plugin_ctrl: unmapped=1, biosdev=0, speaker=0, extfpuirq=1, parallel=0, serial=1
 memory: guest=@MEMORY@, host=@MEMORY@, block_size=2048

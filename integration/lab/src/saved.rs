@@ -1,7 +1,8 @@
 //! Machines that are ready to start: the boot files of one kernel and memory size, and the state of the machine just after it has booted.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::boot_image::{self, LEAST_MEMORY_MIB, MOST_MEMORY_MIB, Recipe};
@@ -22,6 +23,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// Machines of one kernel and memory size that stay: each version of the lab makes its own, and more than one can be in use.
 const MACHINES_KEPT: usize = 3;
+
+/// The emulator's name for the configuration in a saved state.
+const SAVED_CONFIGURATION: &str = "config";
 
 /// Where the parts of a machine are.
 #[derive(Debug, Clone)]
@@ -93,7 +97,7 @@ pub(crate) fn find_or_make(
     let kernel_manifest = Manifest::check(&kernel_folder, Care::Glance)?;
     boot_image::create(&plan.recipe, &kernel_folder, &kernel_manifest, &work)?;
     let state = work.join(crate::machine::STATE);
-    std::fs::create_dir(&state).map_err(|source| ManifestError::Io {
+    fs::create_dir(&state).map_err(|source| ManifestError::Io {
         path: state,
         source,
     })?;
@@ -106,6 +110,7 @@ pub(crate) fn find_or_make(
     .map_err(LabError::start)?;
     wait_for_end(&machine)?;
     drop(machine);
+    keep_configuration(&work)?;
     let facts = BTreeMap::from([
         (RELEASE.to_owned(), plan.release.clone()),
         ("memory_mib".to_owned(), memory_mib.to_string()),
@@ -153,6 +158,15 @@ fn plan(store: &Store, options: &LabOptions, care: Care) -> Result<Plan, LabErro
         recipe,
         release,
     })
+}
+
+/// A machine that is resumed is configured as the one that was booted, by the same file. The emulator writes one of its own when it
+/// saves, which leaves out options that it has: with that, a resumed processor has what was excluded from it.
+fn keep_configuration(folder: &Path) -> Result<(), ManifestError> {
+    let path = folder.join(crate::machine::STATE).join(SAVED_CONFIGURATION);
+    fs::copy(folder.join(boot_image::CONFIGURATION), &path)
+        .map(drop)
+        .map_err(|source| ManifestError::Io { path, source })
 }
 
 /// A machine that saves itself says nothing and ends.
