@@ -34,7 +34,14 @@ const CHANGING: [u32; 11] = [
 ];
 
 fn main() {
-    cpuid();
+    // A thread has gone to a processor when the call is done.
+    for cpu in 0..64 {
+        let mut one = rustix::thread::CpuSet::new();
+        one.set(cpu);
+        if rustix::thread::sched_setaffinity(None, &one).is_ok() {
+            cpuid(cpu);
+        }
+    }
     // The module comes along: it is not part of a lab.
     let module = std::env::args().nth(1).unwrap();
     rustix::system::init_module(&fs::read(module).unwrap(), c"").unwrap();
@@ -48,7 +55,7 @@ fn main() {
 }
 
 #[allow(unused_unsafe, unsafe_code, reason = "safe in newer compilers only")]
-fn cpuid() {
+fn cpuid(cpu: usize) {
     let look = |leaf, subleaf| {
         // SAFETY: CPUID exists on every x86-64 processor and touches four registers only.
         let it = unsafe { std::arch::x86_64::__cpuid_count(leaf, subleaf) };
@@ -63,7 +70,9 @@ fn cpuid() {
                 if subleaf > 0 && look(leaf, subleaf - 1) == [eax, ebx, ecx, edx] {
                     continue;
                 }
-                println!("cpuid {leaf:08x}.{subleaf:02x}: {eax:08x} {ebx:08x} {ecx:08x} {edx:08x}");
+                println!(
+                    "cpuid {cpu} {leaf:08x}.{subleaf:02x}: {eax:08x} {ebx:08x} {ecx:08x} {edx:08x}"
+                );
             }
         }
     }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::boot_image::{self, LEAST_MEMORY_MIB, MOST_MEMORY_MIB, Recipe};
+use crate::boot_image::{self, LEAST_MEMORY_MIB, MOST_CPUS, MOST_MEMORY_MIB, Recipe};
 use crate::cpu::Cpu;
 use crate::emulator;
 use crate::events::Event;
@@ -15,7 +15,7 @@ use crate::machine::{Machine, Start};
 use crate::manifest::{Care, Manifest, ManifestError};
 use crate::patch_set;
 use crate::progress::Progress;
-use crate::store::{Store, key};
+use crate::store::{self, Lock, Store, key};
 use crate::watchdog::Watchdog;
 
 /// A boot that takes longer has failed. It takes 6 s on two cores of 2026 that do nothing else.
@@ -39,20 +39,25 @@ pub(crate) fn kernel_part(kernel: Kernel) -> String {
     format!("kernel-{kernel}")
 }
 
-/// Beginning of the names of machines that differ only in the versions of their parts. Those of other processors than the usual one
-/// are families of their own.
+/// Beginning of the names of machines that differ only in the versions of their parts. Those of other processors than the usual one, or
+/// of several, are families of their own.
 pub(crate) fn machine_family(options: &LabOptions) -> String {
     let LabOptions {
         kernel,
         cpu,
+        cpus,
         memory_mib,
         ..
     } = options;
-    if *cpu == Cpu::default() {
-        format!("machine-{kernel}-{memory_mib}-")
-    } else {
-        format!("machine-{cpu}-{kernel}-{memory_mib}-")
+    let mut family = "machine-".to_owned();
+    if *cpu != Cpu::default() {
+        family.push_str(&format!("{cpu}-"));
     }
+    if *cpus != 1 {
+        family.push_str(&format!("{cpus}-cpus-"));
+    }
+    family.push_str(&format!("{kernel}-{memory_mib}-"));
+    family
 }
 
 /// The machine that is made of these parts, if it has been made.
@@ -93,9 +98,7 @@ pub(crate) fn find_or_make(
         None,
     );
     let work = store.unfinished(&lock, &plan.name)?;
-    let kernel_folder = store.part(&plan.recipe.kernel);
-    let kernel_manifest = Manifest::check(&kernel_folder, Care::Glance)?;
-    boot_image::create(&plan.recipe, &kernel_folder, &kernel_manifest, &work)?;
+    let kernel_manifest = write_boot_files(store, &plan.recipe, &work)?;
     let state = work.join(crate::machine::STATE);
     fs::create_dir(&state).map_err(|source| ManifestError::Io {
         path: state,
@@ -125,6 +128,65 @@ pub(crate) fn find_or_make(
     })
 }
 
+/// What a machine boots from.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    pub(crate) ready: Ready,
+    /// Held until it has booted: then nobody needs the files any more.
+    _made: Option<Made>,
+}
+
+#[derive(Debug)]
+struct Made {
+    folder: PathBuf,
+    _lock: Lock,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // What stays is removed by the next prepare.
+        let _ = store::remove(&self.folder);
+    }
+}
+
+/// The files that a machine boots from: those of the one that was saved, or, where none was, files that are made for this boot.
+pub(crate) fn find_or_make_boot(
+    store: &Store,
+    options: &LabOptions,
+    progress: &dyn Progress,
+) -> Result<Boot, LabError> {
+    if let Ok(ready) = find(store, options, Care::Glance) {
+        return Ok(Boot { ready, _made: None });
+    }
+    let lock = store.lock(|| progress.step("waiting for another prepare to end", None))?;
+    let plan = plan(store, options, Care::Glance)?;
+    let folder = store.unfinished(&lock, &plan.name)?;
+    let made = Made {
+        folder: folder.clone(),
+        _lock: lock,
+    };
+    write_boot_files(store, &plan.recipe, &folder)?;
+    Ok(Boot {
+        ready: Ready {
+            emulator: store.part(&plan.recipe.emulator),
+            folder,
+        },
+        _made: Some(made),
+    })
+}
+
+/// Whether the parts are there that a machine boots from.
+pub(crate) fn has_parts(store: &Store, options: &LabOptions, care: Care) -> Result<(), LabError> {
+    plan(store, options, care).map(drop)
+}
+
+fn write_boot_files(store: &Store, recipe: &Recipe, to: &Path) -> Result<Manifest, ManifestError> {
+    let kernel_folder = store.part(&recipe.kernel);
+    let kernel_manifest = Manifest::check(&kernel_folder, Care::Glance)?;
+    boot_image::create(recipe, &kernel_folder, &kernel_manifest, to)?;
+    Ok(kernel_manifest)
+}
+
 struct Plan {
     name: String,
     recipe: Recipe,
@@ -136,11 +198,16 @@ fn plan(store: &Store, options: &LabOptions, care: Care) -> Result<Plan, LabErro
     if !(LEAST_MEMORY_MIB..=MOST_MEMORY_MIB).contains(&mib) {
         return Err(LabError::Memory { mib });
     }
+    let cpus = options.cpus;
+    if !(1..=MOST_CPUS).contains(&cpus) {
+        return Err(LabError::Cpus { cpus });
+    }
     let patches = patch_set::without(&options.without_patches)?;
     let recipe = Recipe {
         emulator: emulator::part_name(&patches),
         kernel: kernel_part(options.kernel),
         cpu: options.cpu,
+        cpus,
         memory_mib: mib,
     };
     let emulator = Manifest::check(&store.part(&recipe.emulator), care)?;

@@ -15,7 +15,7 @@ use amx_lab::{Cpu, Kernel};
 use common::{amx_lab, example, output, store, text};
 
 /// What the program `look` says in such a lab.
-fn look(kernel: Kernel, cpu: Cpu, module: &Path, how: &[&str]) -> Vec<String> {
+fn look(kernel: Kernel, cpu: Cpu, cpus: u32, module: &Path, how: &[&str]) -> Vec<String> {
     let output = output(
         amx_lab()
             .args([
@@ -26,6 +26,8 @@ fn look(kernel: Kernel, cpu: Cpu, module: &Path, how: &[&str]) -> Vec<String> {
                 kernel.suite(),
                 "--cpu",
                 cpu.name(),
+                "--cpus",
+                &cpus.to_string(),
             ])
             .args(how)
             .arg("--file")
@@ -38,7 +40,7 @@ fn look(kernel: Kernel, cpu: Cpu, module: &Path, how: &[&str]) -> Vec<String> {
     text(&output.stdout).lines().map(str::to_owned).collect()
 }
 
-fn is_the_same(kernel: Kernel, cpu: Cpu) {
+fn is_the_same(kernel: Kernel, cpu: Cpu, cpus: u32) {
     let folder = tempfile::tempdir().unwrap();
     let written = output(
         amx_lab()
@@ -47,8 +49,8 @@ fn is_the_same(kernel: Kernel, cpu: Cpu) {
     );
     assert!(written.status.success(), "{}", text(&written.stderr));
     let module = folder.path().join("msr.ko");
-    let resumed = look(kernel, cpu, &module, &[]);
-    let booted = look(kernel, cpu, &module, &["--cold"]);
+    let resumed = look(kernel, cpu, cpus, &module, &[]);
+    let booted = look(kernel, cpu, cpus, &module, &["--cold"]);
     let differing: Vec<_> = booted
         .iter()
         .zip(&resumed)
@@ -61,9 +63,16 @@ fn is_the_same(kernel: Kernel, cpu: Cpu) {
         booted.len(),
         resumed.len()
     );
+    for number in 0..cpus {
+        let processor = format!("msr {number} 0000003a: ");
+        assert!(
+            booted.iter().any(|line| line.starts_with(&processor)),
+            "processor {number}"
+        );
+    }
     // It has looked: some of each kind.
     for kind in [
-        "cpuid 0000000d.01: ",
+        "cpuid 0 0000000d.01: ",
         "msr 0 0000003a: ",
         "kvm supported ",
         "kvm feature ",
@@ -78,7 +87,7 @@ fn is_the_same(kernel: Kernel, cpu: Cpu) {
 fn each_kernel_is_the_same() {
     store(&Kernel::ALL);
     for kernel in Kernel::ALL {
-        is_the_same(kernel, Cpu::default());
+        is_the_same(kernel, Cpu::default(), 2);
     }
 }
 
@@ -87,7 +96,7 @@ fn each_processor_is_the_same() {
     store(&[Kernel::default()]);
     for cpu in Cpu::ALL {
         if cpu != Cpu::default() {
-            is_the_same(Kernel::default(), cpu);
+            is_the_same(Kernel::default(), cpu, 1);
         }
     }
 }

@@ -96,6 +96,7 @@ pub fn amx_lab() -> Command {
         .env_remove("AMX_LAB_SESSION")
         .env_remove("AMX_LAB_KERNEL")
         .env_remove("AMX_LAB_CPU")
+        .env_remove("AMX_LAB_CPUS")
         .env_remove("AMX_LAB_MEMORY")
         .stdin(Stdio::null());
     command
