@@ -4,6 +4,10 @@
 //!     cargo run -p xsave-state --example look_into_an_area [FILE]
 //!
 //! FILE holds the bytes of an area, with the layout of Sapphire Rapids.
+#![allow(
+    clippy::indexing_slicing,
+    reason = "the bytes are made up here, and have a known length"
+)]
 
 use std::error::Error;
 

@@ -2,6 +2,10 @@
 //! extended control registers and MSRs. Everything that is wrong with it is reported by name.
 //!
 //!     cargo run -p xsave-state --example untrusted_snapshot
+#![allow(
+    clippy::indexing_slicing,
+    reason = "the bytes are made up here, and have a known length"
+)]
 
 use std::error::Error;
 

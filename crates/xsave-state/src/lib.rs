@@ -49,6 +49,6 @@ pub use sanitize::{SanitizeError, Sanitized, UntrustedArea};
 // In and out.
 #[cfg(feature = "arbitrary")]
 mod arbitrary;
-#[cfg(feature = "kvm")]
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod wire;

@@ -120,6 +120,9 @@ pub const VERSION: u16 = 2;
 /// No encoded state has more bytes: everything that a layout can have, in use and not zero.
 pub const MAX_STATE_BYTES: usize = 72 * 1024;
 
+/// Bytes that tell how many a state has.
+const PREFIX_BYTES: usize = 16;
+
 /// Encodes a state, of vCPU number `vcpu`, with the layout that it has.
 #[must_use]
 pub fn encode(vcpu: u32, state: &ExtendedState<'_>) -> Vec<u8> {

@@ -11,9 +11,9 @@ mod common;
 #[expect(unsafe_code, reason = "a system call and a VM need it")]
 mod machine;
 
-use common::{area, layout};
+use common::{area, layout, with_pending_exception};
 use kvm_ioctls::Kvm;
-use machine::program::{self, LDMXCSR, STMXCSR};
+use machine::program::{self, LDMXCSR, STMXCSR, XRSTOR, XSAVE};
 use machine::{Machine, cpuid, machine, machine_with};
 use xsave_state::kvm::{
     self, CaptureError, HostArea, RestoreError, VcpuAfter, VcpuLayout, VcpuLayoutError,
@@ -30,7 +30,7 @@ const PKRU: u32 = 0xb5b5_b3b3;
 /// The components that this vCPU can have, all in use, at their places.
 fn full_state(layout: &Layout, xfd: XFeatures) -> ExtendedState<'static> {
     let in_use = layout.user() - xfd;
-    let mut area = area(layout, in_use.bits());
+    let mut area = with_pending_exception(area(layout, in_use.bits()));
     if let Some(pkru) = layout.component(ComponentId::PKRU) {
         // KVM keeps PKRU as a number of its own: the upper half of the component is not the guest's.
         area[pkru.offset().unwrap()..][..8].copy_from_slice(&u64::from(PKRU).to_le_bytes());
@@ -117,6 +117,33 @@ fn every_component_arrives_in_another_vm() {
     second.restore(&captured).unwrap();
     second.run_to_halt();
     assert_same(&second.capture().state, &state);
+}
+
+/// After a run KVM_GET_XSAVE2 may still give the bytes that KVM_SET_XSAVE took, whatever the
+/// processor made of them: XSAVES leaves out what has not changed since XRSTORS of the same area.
+/// Here it cannot: the guest saves its registers, and loads them from there.
+#[test]
+fn each_part_of_x87_arrives_in_the_registers() {
+    let Some(mut machine) = machine() else { return };
+    let layout = machine.layout.layout().clone();
+    let state = full_state(&layout, XFeatures::empty());
+    let program = [XSAVE, XRSTOR].map(|digit| program::instruction(digit, 0));
+    // A bit of FCW, FSW, FTW, FOP, FIP and FDP, and one of each register.
+    let control = [(1, 4), (3, 0x40), (4, 0x80), (6, 2), (8, 1), (16, 1)];
+    let registers = (32..160).step_by(16).map(|st| (st, 2));
+    for (at, bit) in control.into_iter().chain(registers) {
+        let mut area = state.image().as_bytes().to_vec();
+        area[at] ^= bit;
+        let image = Image::parse(&area, &layout).unwrap();
+        let changed = ExtendedState::new(image, state.registers()).unwrap();
+        assert_ne!(changed, state);
+        machine.restore(&changed).unwrap();
+        let seen = machine.run_program(&program, &[0; 576]);
+        for part in [0..28, 32..416] {
+            assert_eq!(seen[part.clone()], area[part], "byte {at} changed");
+        }
+        assert_same(&machine.capture().state, &changed);
+    }
 }
 
 #[test]

@@ -487,7 +487,7 @@ fn every_change_and_loss_can_be_read() {
     };
     let losses = format!(
         "XTILEDATA is in use, but IA32_XFD (XTILEDATA (0x40000)) disables it: a host cannot load it; \
-         APX is in use, and the target lacks it; \
+         the target lacks APX; \
          MXCSR is 0x21fa0; the target supports the bits 0xffff; \
          the target refuses TILECFG: TILECFG selects palette 9; the highest is 1; \
          XCR0 is {}; the target supports only {} of it; \

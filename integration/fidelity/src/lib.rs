@@ -22,6 +22,7 @@ pub mod guest;
 pub mod pattern;
 pub mod pkey;
 pub mod process;
+pub mod processors;
 pub mod sdm;
 pub mod ticks;
 pub mod trap;

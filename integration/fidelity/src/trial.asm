@@ -131,6 +131,9 @@ amx_fidelity_op tdpbsud, tdpbsud tmm0, tmm1, tmm2
 amx_fidelity_op tdpbusd, tdpbusd tmm0, tmm1, tmm2
 amx_fidelity_op tdpbuud, tdpbuud tmm0, tmm1, tmm2
 amx_fidelity_op tdpbf16ps, tdpbf16ps tmm0, tmm1, tmm2
+amx_fidelity_op tdpfp16ps, tdpfp16ps tmm0, tmm1, tmm2
+amx_fidelity_op tcmmrlfp16ps, tcmmrlfp16ps tmm0, tmm1, tmm2
+amx_fidelity_op tcmmimfp16ps, tcmmimfp16ps tmm0, tmm1, tmm2
 amx_fidelity_op tdpbssd_same, .byte 0xc4, 0xe2, 0x6b, 0x5e, 0xc0
 amx_fidelity_op fnop, fnop
 amx_fidelity_op vaddps, vaddps zmm16, zmm17, zmm18

@@ -8,6 +8,7 @@ use std::arch::global_asm;
 use std::fmt;
 
 use crate::arena::{Arena, Piece};
+use crate::cpuid::cpuid;
 use crate::pattern::MXCSR_RESET;
 use crate::trap;
 
@@ -91,6 +92,12 @@ instructions! {
     Tdpbuud = amx_fidelity_op_tdpbuud,
     /// TDPBF16PS tmm0, tmm1, tmm2.
     Tdpbf16ps = amx_fidelity_op_tdpbf16ps,
+    /// TDPFP16PS tmm0, tmm1, tmm2.
+    Tdpfp16ps = amx_fidelity_op_tdpfp16ps,
+    /// TCMMRLFP16PS tmm0, tmm1, tmm2.
+    Tcmmrlfp16ps = amx_fidelity_op_tcmmrlfp16ps,
+    /// TCMMIMFP16PS tmm0, tmm1, tmm2.
+    Tcmmimfp16ps = amx_fidelity_op_tcmmimfp16ps,
     /// TDPBSSD tmm0, tmm0, tmm2.
     TdpbssdSame = amx_fidelity_op_tdpbssd_same,
     /// FNOP.
@@ -105,6 +112,38 @@ instructions! {
     WriteXfd = amx_fidelity_op_write_xfd,
     /// WRMSR of IA32_XFD_ERR, with the requested components as the value; CPL 0.
     WriteXfdErr = amx_fidelity_op_write_xfd_err,
+}
+
+impl Instruction {
+    /// The products of tiles that some processor has.
+    const PRODUCTS: [Self; 8] = [
+        Self::Tdpbssd,
+        Self::Tdpbsud,
+        Self::Tdpbusd,
+        Self::Tdpbuud,
+        Self::Tdpbf16ps,
+        Self::Tdpfp16ps,
+        Self::Tcmmrlfp16ps,
+        Self::Tcmmimfp16ps,
+    ];
+
+    /// Whether CPUID names this product of tiles, on a processor with AMX-INT8 and AMX-BF16.
+    #[must_use]
+    pub fn is_here(self) -> bool {
+        let [eax, _, _, edx] = cpuid(7, 1);
+        match self {
+            Self::Tdpfp16ps => eax >> 21 & 1 != 0,
+            Self::Tcmmrlfp16ps | Self::Tcmmimfp16ps => edx >> 8 & 1 != 0,
+            _ => true,
+        }
+    }
+
+    /// The products of tiles that this processor has.
+    pub fn products() -> impl Iterator<Item = Self> {
+        Self::PRODUCTS
+            .into_iter()
+            .filter(|instruction| instruction.is_here())
+    }
 }
 
 unsafe extern "sysv64" {

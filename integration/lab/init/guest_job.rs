@@ -54,7 +54,16 @@ pub fn serve_one(channel: &Channel) -> io::Result<()> {
 
 /// The kind and the payload of the job's last frame.
 fn run(channel: &Channel, job: &JobHeader) -> io::Result<(u32, Vec<u8>)> {
+    let killed_before = machine::killed_for_memory()?;
     let mut payload = attend(channel, job)?.to_bytes().to_vec();
+    let killed = machine::killed_for_memory()? - killed_before;
+    if killed > 0 {
+        let said = format!(
+            "amx-lab: the lab ran out of memory, and its kernel killed {killed} of the program's processes; --memory or AMX_LAB_MEMORY \
+             gives it more\n"
+        );
+        channel.send(wire::STDERR, said.as_bytes())?;
+    }
     let missing = if job.out {
         // The host program does not wait for the end of an archive that has none.
         send_out_folder(channel).unwrap_or_else(|error| Some(error.to_string()))

@@ -52,6 +52,16 @@ pub fn loopback_up() -> io::Result<()> {
     sys::interface_up(socket.as_fd()).map_err(|error| context(error, "loopback"))
 }
 
+/// How many processes the kernel has killed so far because memory was short.
+pub fn killed_for_memory() -> io::Result<u64> {
+    let counters = std::fs::read_to_string("/proc/vmstat")?;
+    let mut words = counters
+        .lines()
+        .filter_map(|line| line.strip_prefix("oom_kill "));
+    let count = words.next().and_then(|count| count.parse().ok());
+    count.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "vmstat without oom_kill"))
+}
+
 /// The same error, with what it was about.
 pub fn context(error: io::Error, what: &str) -> io::Error {
     io::Error::new(error.kind(), format!("{what}: {error}"))

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use crate::acpi;
 use crate::cpio::{DEVICE, DIRECTORY, Entry, FILE, Writer};
 use crate::cpu::Cpu;
 use crate::kernel::{END, ENTRY, IMAGE, LOAD_ADDRESS, MODULES, SETUP};
@@ -17,6 +18,8 @@ pub(crate) const CONFIGURATION: &str = "bochsrc";
 const BOOT_PAGES: &str = "boot.bin";
 const INITIAL_FILES: &str = "initrd.bin";
 
+/// The most processors of a lab. They take turns, so more are only slower.
+pub(crate) const MOST_CPUS: u32 = 8;
 /// A machine of at least this much memory boots.
 pub(crate) const LEAST_MEMORY_MIB: u32 = 256;
 /// The channel lies above this.
@@ -25,21 +28,23 @@ pub(crate) const MOST_MEMORY_MIB: u32 = 3072;
 /// Words of the kernel's command line.
 ///
 /// - quiet: each line on the serial console costs time.
-/// - nokaslr, nosmp, acpi=off, noapic, pci=off, i8042.*: there is one processor, and nothing to look for.
+/// - nokaslr, pci=off: there is nothing to look for.
+/// - idle=halt: the emulator passes over the time of a processor that waits so.
 /// - mitigations=off, no_timer_check, cryptomgr.notests, nowatchdog, audit=0: nothing here is about them, and they take time.
 /// - tsc=reliable: the emulated processor's counter is exact, and its rate is the one that CPUID leaf 15H tells.
 /// - random.trust_cpu=on: entropy is there at once; each run gets its own from the host on top.
 /// - clearcpuid=smap: with it, each copy between kernel and user drops the emulator's cached translations.
 /// - oops=panic, panic=0: a kernel that is damaged stops, with its report on the console, where the host program looks for it.
 const COMMAND_LINE: &str = "console=ttyS0,115200 quiet nokaslr mitigations=off tsc=reliable no_timer_check cryptomgr.notests \
-    random.trust_cpu=on nosmp acpi=off noapic pci=off i8042.nokbd i8042.noaux clearcpuid=smap audit=0 rcupdate.rcu_expedited=1 nowatchdog \
+    random.trust_cpu=on pci=off idle=halt clearcpuid=smap audit=0 rcupdate.rcu_expedited=1 nowatchdog \
     oops=panic panic=0";
 
 /// The emulator's configuration. It runs in the lab's folder; names in @ are replaced.
 ///
 /// ips is the rate of CPUID leaf 15H. LA57 is left out of the processor because the emulator does not switch it at VM entry.
 /// Console output goes to descriptor 6.
-const CONFIGURATION_TEXT: &str = r#"config_interface: textconfig
+const CONFIGURATION_TEXT: &str = r#"# A saved machine is resumed with this file as well.
+config_interface: textconfig
 display_library: nogui
 plugin_ctrl: unmapped=1, biosdev=0, speaker=0, extfpuirq=1, parallel=0, serial=1
 memory: guest=@MEMORY@, host=@MEMORY@, block_size=2048
@@ -48,7 +53,7 @@ vgaromimage: file=../@EMULATOR@/vga.rom
 optramimage1: file=boot.bin, address=0x100000
 optramimage2: file=../@KERNEL@/kernel.bin, address=0x1000000
 optramimage3: file=initrd.bin, address=@FILES@
-cpu: model=@CPU@, count=1, ips=2200000000, reset_on_triple_fault=0, ignore_bad_msrs=1, msrs=../@EMULATOR@/msrs.def, exclude_features="la57"
+cpu: model=@CPU@, count=1:@CPUS@:1, ips=2200000000, reset_on_triple_fault=0, ignore_bad_msrs=1, msrs=../@EMULATOR@/msrs.def, exclude_features="la57"
 clock: sync=none, time0=1700000000
 com1: enabled=1, mode=file, dev=/dev/fd/6
 boot: disk
@@ -67,16 +72,18 @@ pub(crate) struct Recipe {
     pub(crate) emulator: String,
     pub(crate) kernel: String,
     pub(crate) cpu: Cpu,
+    pub(crate) cpus: u32,
     pub(crate) memory_mib: u32,
 }
 
 impl Recipe {
     /// All of this module that goes into a machine, for the key of the machine's part.
-    pub(crate) fn ingredients(&self) -> [Vec<u8>; 7] {
+    pub(crate) fn ingredients(&self) -> [Vec<u8>; 8] {
         [
             self.emulator.clone().into(),
             self.kernel.clone().into(),
             self.cpu.model().into(),
+            self.cpus.to_le_bytes().into(),
             self.memory_mib.to_le_bytes().into(),
             COMMAND_LINE.into(),
             CONFIGURATION_TEXT.into(),
@@ -117,17 +124,12 @@ pub(crate) fn create(
         path: setup_path.clone(),
         source,
     })?;
-    let pages = boot_pages(
-        &setup,
-        entry,
-        files_at,
-        files.len() as u64,
-        recipe.memory_mib,
-    )
-    .ok_or(ManifestError::Changed { path: setup_path })?;
+    let pages = boot_pages(&setup, entry, files_at, files.len() as u64, recipe)
+        .ok_or(ManifestError::Changed { path: setup_path })?;
     write(BOOT_PAGES, &pages)?;
     let text = CONFIGURATION_TEXT
         .replace("@CPU@", recipe.cpu.model())
+        .replace("@CPUS@", &recipe.cpus.to_string())
         .replace("@MEMORY@", &recipe.memory_mib.to_string())
         .replace("@EMULATOR@", &recipe.emulator)
         .replace("@KERNEL@", &recipe.kernel)
@@ -178,20 +180,24 @@ const COMMAND_LINE_AT: u64 = 0x10_1000;
 const SEGMENTS_AT: u64 = 0x10_2000;
 const ENTRY_AT: u64 = 0x10_2100;
 const TABLES_AT: u64 = 0x10_3000;
-const BOOT_PAGES_BYTES: usize = 0x9000;
+const ACPI_AT: u64 = 0x10_9000;
+const ACPI_BYTES: usize = 0x1000;
+const BOOT_PAGES_BYTES: usize = 0xa000;
 
 /// The memory map's types (Documentation/arch/x86/boot.rst).
 const RAM: u32 = 1;
 const RESERVED: u32 = 2;
+const ACPI_TABLES: u32 = 3;
 
-/// Boot parameters, command line, segment descriptors, the kernel's entry for the BIOS, and page tables that map 4 GiB one to one.
+/// Boot parameters, command line, segment descriptors, the kernel's entry for the BIOS, page tables that map 4 GiB one to one, and ACPI's
+/// tables.
 /// `None` if the kernel's setup header is not one.
 fn boot_pages(
     setup: &[u8],
     entry: u64,
     files_at: u64,
     files_bytes: u64,
-    memory_mib: u32,
+    recipe: &Recipe,
 ) -> Option<Vec<u8>> {
     let mut pages = Pages(vec![0; BOOT_PAGES_BYTES]);
     // The setup header goes where it was in the kernel's first sectors.
@@ -215,15 +221,21 @@ fn boot_pages(
             &u32::try_from(value).ok()?.to_le_bytes(),
         )?;
     }
-    let memory = u64::from(memory_mib) << 20;
+    const ACPI_ROOT_POINTER: u64 = 0x70;
+    pages.put(BOOT_PARAMETERS, ACPI_ROOT_POINTER, &ACPI_AT.to_le_bytes())?;
+    pages.put(ACPI_AT, 0, &acpi::tables(ACPI_AT, ACPI_BYTES, recipe.cpus)?)?;
+    let memory = u64::from(recipe.memory_mib) << 20;
     if files_at.checked_add(files_bytes)? > memory {
         return None;
     }
-    let map: [(u64, u64, u32); 4] = [
+    let acpi_end = ACPI_AT.checked_add(ACPI_BYTES as u64)?;
+    let map: [(u64, u64, u32); 6] = [
         (0, 0x9_fc00, RAM),
         (0x9_fc00, 0x400, RESERVED),
         (0xe_0000, 0x2_0000, RESERVED),
-        (0x10_0000, memory.checked_sub(0x10_0000)?, RAM),
+        (BOOT_PARAMETERS, ACPI_AT.checked_sub(BOOT_PARAMETERS)?, RAM),
+        (ACPI_AT, ACPI_BYTES as u64, ACPI_TABLES),
+        (acpi_end, memory.checked_sub(acpi_end)?, RAM),
     ];
     pages.put(BOOT_PARAMETERS, 0x1e8, &[u8::try_from(map.len()).ok()?])?;
     for (index, (start, bytes, kind)) in (0_u64..).zip(map) {
@@ -291,10 +303,22 @@ mod tests {
         u64::from_le_bytes(pages[at..at + 8].try_into().unwrap())
     }
 
+    fn recipe() -> Recipe {
+        Recipe {
+            emulator: "emulator".to_owned(),
+            kernel: "kernel".to_owned(),
+            cpu: Cpu::default(),
+            cpus: 2,
+            memory_mib: LEAST_MEMORY_MIB,
+        }
+    }
+
     #[test]
     fn four_gigabytes_are_mapped_one_to_one() {
-        let pages = boot_pages(&[0x20; 0x4000], 0x1234, 0x600_0000, 5, 256).unwrap();
+        let pages = boot_pages(&[0x20; 0x4000], 0x1234, 0x600_0000, 5, &recipe()).unwrap();
         assert_eq!(word(&pages, 0x2100), 0x1234);
+        assert_eq!(word(&pages, 0x70), 0x10_9000);
+        assert_eq!(&pages[0x9000..0x9008], b"RSD PTR ");
         assert_eq!(word(&pages, 0x3000), 0x10_4003);
         for gib in 0..4 {
             let table = word(&pages, 0x4000 + gib * 8) & !0xfff;
@@ -305,8 +329,8 @@ mod tests {
 
     #[test]
     fn files_that_do_not_fit_are_refused() {
-        assert!(boot_pages(&[0x20; 0x4000], 0, 0x1000_0000, 1, 256).is_none());
-        assert!(boot_pages(&[0x20; 16], 0, 0, 0, 256).is_none());
+        assert!(boot_pages(&[0x20; 0x4000], 0, 0x1000_0000, 1, &recipe()).is_none());
+        assert!(boot_pages(&[0x20; 16], 0, 0, 0, &recipe()).is_none());
     }
 
     #[test]

@@ -3,13 +3,17 @@
 use std::fmt;
 use std::str::FromStr;
 
-/// A processor of a lab. All have VMX, so that KVM runs on each; only the first has AMX.
+/// A processor of a lab. All have VMX, so that KVM runs on each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 #[non_exhaustive]
 pub enum Cpu {
     /// Sapphire Rapids: AMX, XFD, AVX-512.
     #[default]
     SapphireRapids,
+    /// Granite Rapids: AMX-FP16 and AVX10.1 too.
+    GraniteRapids,
+    /// Granite Rapids D: AMX-COMPLEX too.
+    GraniteRapidsD,
     /// Tiger Lake: AVX-512 and protection keys, no AMX.
     TigerLake,
     /// Ice Lake: the same with fewer instructions.
@@ -30,8 +34,10 @@ pub struct UnknownCpu {
 
 impl Cpu {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 7] = [
         Self::SapphireRapids,
+        Self::GraniteRapids,
+        Self::GraniteRapidsD,
         Self::TigerLake,
         Self::IceLake,
         Self::SkylakeX,
@@ -43,6 +49,8 @@ impl Cpu {
     pub const fn name(self) -> &'static str {
         match self {
             Self::SapphireRapids => "sapphire-rapids",
+            Self::GraniteRapids => "granite-rapids",
+            Self::GraniteRapidsD => "granite-rapids-d",
             Self::TigerLake => "tiger-lake",
             Self::IceLake => "ice-lake",
             Self::SkylakeX => "skylake-x",
@@ -54,6 +62,8 @@ impl Cpu {
     pub(crate) const fn model(self) -> &'static str {
         match self {
             Self::SapphireRapids => "sapphire_rapids",
+            Self::GraniteRapids => "granite_rapids",
+            Self::GraniteRapidsD => "granite_rapids_d",
             Self::TigerLake => "tigerlake",
             Self::IceLake => "corei7_icelake_u",
             Self::SkylakeX => "corei7_skylake_x",

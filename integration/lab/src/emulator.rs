@@ -27,11 +27,12 @@ const BIOS_SOURCE: &str = include_str!("../boot/bios.S");
 const VGA_SOURCE: &str = include_str!("../boot/vga.S");
 const MSRS_TEXT: &str = include_str!("../boot/msrs.def");
 
-/// No display, no sound, no disks, no debugger: a processor, memory and a serial line.
-const CONFIGURE: [&str; 28] = [
+/// No display, no sound, no disks, no debugger: processors, memory and a serial line.
+const CONFIGURE: [&str; 29] = [
     "--with-nogui",
     "--without-x11",
     "--without-wx",
+    "--enable-smp",
     "--enable-cpu-level=6",
     "--enable-x86-64",
     "--enable-vmx=2",

@@ -286,7 +286,7 @@ fn unpack_module(modules: &Path, module: &str, to: &Path) -> Result<(), KernelEr
 }
 
 /// The ELF file inside a bzImage, where its header says it is (Documentation/arch/x86/boot.rst, payload_offset and payload_length).
-fn decompress(image: &[u8]) -> Result<Vec<u8>, String> {
+pub(crate) fn decompress(image: &[u8]) -> Result<Vec<u8>, String> {
     let number = |at: usize| {
         image
             .get(at..)

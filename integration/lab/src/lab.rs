@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::boot_image::MOST_CPUS;
 use crate::cpu::Cpu;
 use crate::events::{self, Event};
 use crate::job::{Job, JobError};
@@ -16,7 +17,7 @@ use crate::out_folder::Unpacker;
 use crate::patch_set::PatchError;
 use crate::progress::Progress;
 use crate::progress::Quiet;
-use crate::saved;
+use crate::saved::{self, Ready};
 use crate::store::{Store, StoreError};
 use crate::watchdog::Watchdog;
 use crate::wire;
@@ -31,6 +32,8 @@ pub struct LabOptions {
     pub kernel: Kernel,
     /// The host's processor.
     pub cpu: Cpu,
+    /// How many processors the host has.
+    pub cpus: u32,
     /// The host's memory.
     pub memory_mib: u32,
     /// Boot, and do not resume a machine that has been booted before.
@@ -44,6 +47,7 @@ impl Default for LabOptions {
         Self {
             kernel: Kernel::default(),
             cpu: Cpu::default(),
+            cpus: 1,
             memory_mib: 512,
             cold: false,
             without_patches: Vec::new(),
@@ -64,6 +68,12 @@ pub enum LabError {
     /// There is no such patch.
     #[error(transparent)]
     Patch(#[from] PatchError),
+    /// The number of processors is not one that the lab can have.
+    #[error("{cpus} processors: the lab can have 1 to {MOST_CPUS}")]
+    Cpus {
+        /// What was asked for.
+        cpus: u32,
+    },
     /// The memory size is not one that the lab can have.
     #[error("{mib} MiB of memory: the lab can have 256 to 3072")]
     Memory {
@@ -269,12 +279,20 @@ impl Lab {
         progress: &dyn Progress,
         on_console: impl FnMut(&str) + Send + 'static,
     ) -> Result<Self, LabError> {
+        if options.cold {
+            let boot = saved::find_or_make_boot(store, options, progress)?;
+            return Self::start_ready(&boot.ready, Start::Cold, on_console);
+        }
         let ready = saved::find_or_make(store, options, progress)?;
-        let start = if options.cold {
-            Start::Cold
-        } else {
-            Start::Resume
-        };
+        Self::start_ready(&ready, Start::Resume, on_console)
+    }
+
+    /// Returns when it is up.
+    fn start_ready(
+        ready: &Ready,
+        start: Start,
+        on_console: impl FnMut(&str) + Send + 'static,
+    ) -> Result<Self, LabError> {
         let machine = Machine::start(&ready.emulator, &ready.folder, start, on_console)
             .map_err(LabError::start)?;
         Self::from_link(Box::new(machine))
@@ -285,6 +303,9 @@ impl Lab {
     /// # Errors
     /// Says what is missing.
     pub fn is_prepared(store: &Store, options: &LabOptions) -> Result<(), LabError> {
+        if options.cold {
+            return saved::has_parts(store, options, Care::Glance);
+        }
         saved::find(store, options, Care::Glance).map(drop)
     }
 

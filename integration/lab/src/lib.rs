@@ -28,6 +28,7 @@
     )
 )]
 
+mod acpi;
 mod apt;
 mod boot_image;
 mod busybox;

@@ -66,7 +66,8 @@ pub enum ManifestError {
 /// How closely files are looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Care {
-    /// Size and time of the last change. Enough to find a part that was damaged by accident.
+    /// Size and time of the last change, and the bytes only where that time has changed. Enough to find a part that was damaged by
+    /// accident.
     Glance,
     /// Every byte.
     Hash,
@@ -123,7 +124,8 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Reads the description of the part in `folder` and compares the files with it.
+    /// Reads the description of the part in `folder` and compares the files with it. A file whose time has changed is hashed: caches and
+    /// layers of images keep bytes and lose times. If it is what it was, its new time is written down.
     pub(crate) fn check(folder: &Path, care: Care) -> Result<Self, ManifestError> {
         let path = folder.join(NAME);
         let text = match fs::read(&path) {
@@ -133,23 +135,47 @@ impl Manifest {
             Err(source) => return Err(ManifestError::Io { path, source }),
             Ok(text) => text,
         };
-        let manifest: Self =
+        let mut manifest: Self =
             serde_json::from_slice(&text).map_err(|_| ManifestError::Changed { path })?;
-        for (name, record) in &manifest.files {
+        let mut moved = false;
+        for (name, record) in &mut manifest.files {
             let path = folder.join(name);
-            match FileRecord::of(&path, care) {
-                Ok(now)
-                    if now.bytes == record.bytes
-                        && now.sha256_or(record) == record.sha256
-                        && (care == Care::Hash || now.changed == record.changed) => {}
-                Ok(_) => return Err(ManifestError::Changed { path }),
+            let seen = |care| match FileRecord::of(&path, care) {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                    return Err(ManifestError::Changed { path });
+                    Err(ManifestError::Changed { path: path.clone() })
                 }
-                Err(source) => return Err(ManifestError::Io { path, source }),
+                other => other.map_err(|source| ManifestError::Io {
+                    path: path.clone(),
+                    source,
+                }),
+            };
+            let mut now = seen(care)?;
+            let has_moved = now.changed != record.changed;
+            if now.bytes == record.bytes && has_moved && care == Care::Glance {
+                now = seen(Care::Hash)?;
             }
+            if now.bytes != record.bytes || now.sha256_or(record) != record.sha256 {
+                return Err(ManifestError::Changed { path });
+            }
+            record.changed = now.changed;
+            moved |= has_moved;
+        }
+        if moved {
+            // Where it cannot be written, it is hashed again the next time.
+            let _ = manifest.replace(folder);
         }
         Ok(manifest)
+    }
+
+    /// Writes the description anew, all of it at once: others may be reading it.
+    fn replace(&self, folder: &Path) -> io::Result<()> {
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        serde_json::to_writer_pretty(&mut file, self)?;
+        // What others may read stays so.
+        let permissions = fs::metadata(folder.join(NAME))?.permissions();
+        file.as_file().set_permissions(permissions)?;
+        file.persist(folder.join(NAME))?;
+        Ok(())
     }
 
     /// Whether the part was made with a file of this name.
@@ -241,6 +267,36 @@ mod tests {
             manifest.files.get("d/f").unwrap().sha256,
             "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
         );
+    }
+
+    /// Sets another time of the last change.
+    fn touch(folder: &Path) {
+        let then = std::time::SystemTime::now() - std::time::Duration::from_secs(1000);
+        let file = File::options()
+            .append(true)
+            .open(folder.join("d/f"))
+            .unwrap();
+        file.set_modified(then).unwrap();
+    }
+
+    #[test]
+    fn a_copy_without_its_times_passes_and_is_hashed_once() {
+        let folder = part();
+        let first = Manifest::check(folder.path(), Care::Glance).unwrap();
+        touch(folder.path());
+        let second = Manifest::check(folder.path(), Care::Glance).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(first.digest(), second.digest());
+        let text = fs::read(folder.path().join(NAME)).unwrap();
+        assert_eq!(serde_json::from_slice::<Manifest>(&text).unwrap(), second);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
+        // Other bytes of the same number, and another time.
+        fs::write(folder.path().join("d/f"), "abd").unwrap();
+        touch(folder.path());
+        assert!(matches!(
+            Manifest::check(folder.path(), Care::Glance),
+            Err(ManifestError::Changed { .. })
+        ));
     }
 
     #[test]

@@ -53,6 +53,9 @@ pub(crate) const ALL: &[Patch] = patches![
     "21-stride-without-index",
     "22-sib-byte-required",
     "23-interrupts-in-guests",
+    "24-processor-topology",
+    "25-tmul-subleaf",
+    "26-granite-rapids",
 ];
 
 /// Why the patches could not be applied.

@@ -24,8 +24,12 @@ pub struct PrepareOptions {
     pub kernels: Vec<Kernel>,
     /// Processor of the machines that are booted in advance.
     pub cpu: Cpu,
+    /// How many processors the machines have that are booted in advance.
+    pub cpus: u32,
     /// Memory of the machines that are booted in advance.
     pub memory_mib: u32,
+    /// Boot no machines in advance: only make what they boot from.
+    pub cold: bool,
     /// Where Debian's packages come from, if not from where this machine gets its own.
     pub mirror: Option<String>,
     /// Fetch the kernels anew: Debian may have newer ones.
@@ -42,8 +46,9 @@ impl PrepareOptions {
         LabOptions {
             kernel,
             cpu: self.cpu,
+            cpus: self.cpus,
             memory_mib: self.memory_mib,
-            cold: false,
+            cold: self.cold,
             without_patches: self.without_patches.clone(),
         }
     }
@@ -55,7 +60,9 @@ impl Default for PrepareOptions {
         Self {
             kernels: vec![lab.kernel],
             cpu: lab.cpu,
+            cpus: lab.cpus,
             memory_mib: lab.memory_mib,
+            cold: lab.cold,
             mirror: None,
             update: false,
             verify: false,
@@ -135,7 +142,13 @@ pub fn prepare(
         },
     };
     let missing = |kernel: &Kernel| {
-        work.lacks_kernel(*kernel) || saved::find(store, &options.lab(*kernel), work.care).is_err()
+        let lab = options.lab(*kernel);
+        let there = if options.cold {
+            saved::has_parts(store, &lab, work.care)
+        } else {
+            saved::find(store, &lab, work.care).map(drop)
+        };
+        work.lacks_kernel(*kernel) || there.is_err()
     };
     if !options.update && !options.kernels.iter().any(missing) {
         return Ok(());
@@ -144,6 +157,9 @@ pub fn prepare(
         let lock = store.lock(|| progress.step("waiting for another prepare to end", None))?;
         store.remove_unfinished(&lock)?;
         work.make_parts(&lock)?;
+    }
+    if options.cold {
+        return Ok(());
     }
     for kernel in &options.kernels {
         if options.verify && missing(kernel) {

@@ -1,10 +1,11 @@
 //! Machines that are ready to start: the boot files of one kernel and memory size, and the state of the machine just after it has booted.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::boot_image::{self, LEAST_MEMORY_MIB, MOST_MEMORY_MIB, Recipe};
+use crate::boot_image::{self, LEAST_MEMORY_MIB, MOST_CPUS, MOST_MEMORY_MIB, Recipe};
 use crate::cpu::Cpu;
 use crate::emulator;
 use crate::events::Event;
@@ -14,7 +15,7 @@ use crate::machine::{Machine, Start};
 use crate::manifest::{Care, Manifest, ManifestError};
 use crate::patch_set;
 use crate::progress::Progress;
-use crate::store::{Store, key};
+use crate::store::{self, Lock, Store, key};
 use crate::watchdog::Watchdog;
 
 /// A boot that takes longer has failed. It takes 6 s on two cores of 2026 that do nothing else.
@@ -22,6 +23,9 @@ const BOOT_LIMIT: Duration = Duration::from_secs(180);
 
 /// Machines of one kernel and memory size that stay: each version of the lab makes its own, and more than one can be in use.
 const MACHINES_KEPT: usize = 3;
+
+/// The emulator's name for the configuration in a saved state.
+const SAVED_CONFIGURATION: &str = "config";
 
 /// Where the parts of a machine are.
 #[derive(Debug, Clone)]
@@ -35,20 +39,25 @@ pub(crate) fn kernel_part(kernel: Kernel) -> String {
     format!("kernel-{kernel}")
 }
 
-/// Beginning of the names of machines that differ only in the versions of their parts. Those of other processors than the usual one
-/// are families of their own.
+/// Beginning of the names of machines that differ only in the versions of their parts. Those of other processors than the usual one, or
+/// of several, are families of their own.
 pub(crate) fn machine_family(options: &LabOptions) -> String {
     let LabOptions {
         kernel,
         cpu,
+        cpus,
         memory_mib,
         ..
     } = options;
-    if *cpu == Cpu::default() {
-        format!("machine-{kernel}-{memory_mib}-")
-    } else {
-        format!("machine-{cpu}-{kernel}-{memory_mib}-")
+    let mut family = "machine-".to_owned();
+    if *cpu != Cpu::default() {
+        family.push_str(&format!("{cpu}-"));
     }
+    if *cpus != 1 {
+        family.push_str(&format!("{cpus}-cpus-"));
+    }
+    family.push_str(&format!("{kernel}-{memory_mib}-"));
+    family
 }
 
 /// The machine that is made of these parts, if it has been made.
@@ -89,11 +98,9 @@ pub(crate) fn find_or_make(
         None,
     );
     let work = store.unfinished(&lock, &plan.name)?;
-    let kernel_folder = store.part(&plan.recipe.kernel);
-    let kernel_manifest = Manifest::check(&kernel_folder, Care::Glance)?;
-    boot_image::create(&plan.recipe, &kernel_folder, &kernel_manifest, &work)?;
+    let kernel_manifest = write_boot_files(store, &plan.recipe, &work)?;
     let state = work.join(crate::machine::STATE);
-    std::fs::create_dir(&state).map_err(|source| ManifestError::Io {
+    fs::create_dir(&state).map_err(|source| ManifestError::Io {
         path: state,
         source,
     })?;
@@ -106,6 +113,7 @@ pub(crate) fn find_or_make(
     .map_err(LabError::start)?;
     wait_for_end(&machine)?;
     drop(machine);
+    keep_configuration(&work)?;
     let facts = BTreeMap::from([
         (RELEASE.to_owned(), plan.release.clone()),
         ("memory_mib".to_owned(), memory_mib.to_string()),
@@ -120,6 +128,65 @@ pub(crate) fn find_or_make(
     })
 }
 
+/// What a machine boots from.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    pub(crate) ready: Ready,
+    /// Held until it has booted: then nobody needs the files any more.
+    _made: Option<Made>,
+}
+
+#[derive(Debug)]
+struct Made {
+    folder: PathBuf,
+    _lock: Lock,
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // What stays is removed by the next prepare.
+        let _ = store::remove(&self.folder);
+    }
+}
+
+/// The files that a machine boots from: those of the one that was saved, or, where none was, files that are made for this boot.
+pub(crate) fn find_or_make_boot(
+    store: &Store,
+    options: &LabOptions,
+    progress: &dyn Progress,
+) -> Result<Boot, LabError> {
+    if let Ok(ready) = find(store, options, Care::Glance) {
+        return Ok(Boot { ready, _made: None });
+    }
+    let lock = store.lock(|| progress.step("waiting for another prepare to end", None))?;
+    let plan = plan(store, options, Care::Glance)?;
+    let folder = store.unfinished(&lock, &plan.name)?;
+    let made = Made {
+        folder: folder.clone(),
+        _lock: lock,
+    };
+    write_boot_files(store, &plan.recipe, &folder)?;
+    Ok(Boot {
+        ready: Ready {
+            emulator: store.part(&plan.recipe.emulator),
+            folder,
+        },
+        _made: Some(made),
+    })
+}
+
+/// Whether the parts are there that a machine boots from.
+pub(crate) fn has_parts(store: &Store, options: &LabOptions, care: Care) -> Result<(), LabError> {
+    plan(store, options, care).map(drop)
+}
+
+fn write_boot_files(store: &Store, recipe: &Recipe, to: &Path) -> Result<Manifest, ManifestError> {
+    let kernel_folder = store.part(&recipe.kernel);
+    let kernel_manifest = Manifest::check(&kernel_folder, Care::Glance)?;
+    boot_image::create(recipe, &kernel_folder, &kernel_manifest, to)?;
+    Ok(kernel_manifest)
+}
+
 struct Plan {
     name: String,
     recipe: Recipe,
@@ -131,11 +198,16 @@ fn plan(store: &Store, options: &LabOptions, care: Care) -> Result<Plan, LabErro
     if !(LEAST_MEMORY_MIB..=MOST_MEMORY_MIB).contains(&mib) {
         return Err(LabError::Memory { mib });
     }
+    let cpus = options.cpus;
+    if !(1..=MOST_CPUS).contains(&cpus) {
+        return Err(LabError::Cpus { cpus });
+    }
     let patches = patch_set::without(&options.without_patches)?;
     let recipe = Recipe {
         emulator: emulator::part_name(&patches),
         kernel: kernel_part(options.kernel),
         cpu: options.cpu,
+        cpus,
         memory_mib: mib,
     };
     let emulator = Manifest::check(&store.part(&recipe.emulator), care)?;
@@ -153,6 +225,15 @@ fn plan(store: &Store, options: &LabOptions, care: Care) -> Result<Plan, LabErro
         recipe,
         release,
     })
+}
+
+/// A machine that is resumed is configured as the one that was booted, by the same file. The emulator writes one of its own when it
+/// saves, which leaves out options that it has: with that, a resumed processor has what was excluded from it.
+fn keep_configuration(folder: &Path) -> Result<(), ManifestError> {
+    let path = folder.join(crate::machine::STATE).join(SAVED_CONFIGURATION);
+    fs::copy(folder.join(boot_image::CONFIGURATION), &path)
+        .map(drop)
+        .map_err(|source| ManifestError::Io { path, source })
 }
 
 /// A machine that saves itself says nothing and ends.

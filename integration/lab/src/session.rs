@@ -74,10 +74,11 @@ fn address(options: &LabOptions, name: &str) -> String {
     let LabOptions {
         kernel,
         cpu,
+        cpus,
         memory_mib,
         ..
     } = options;
-    format!("{kernel},{cpu},{memory_mib},{name}")
+    format!("{kernel},{cpu},{cpus},{memory_mib},{name}")
 }
 
 fn socket_name() -> io::Result<String> {
@@ -115,9 +116,10 @@ pub fn connect(address: &str, options: &LabOptions) -> Option<Result<Lab, LabErr
 }
 
 fn name_of<'a>(address: &'a str, options: &LabOptions) -> Option<&'a str> {
-    let mut parts = address.splitn(4, ',');
+    let mut parts = address.splitn(5, ',');
     let of_this_kind = parts.next()? == options.kernel.suite()
         && parts.next()? == options.cpu.name()
+        && parts.next()?.parse() == Ok(options.cpus)
         && parts.next()?.parse() == Ok(options.memory_mib)
         && !options.cold
         && options.without_patches.is_empty();
@@ -524,6 +526,10 @@ mod tests {
             },
             LabOptions {
                 cpu: crate::Cpu::TigerLake,
+                ..options.clone()
+            },
+            LabOptions {
+                cpus: 2,
                 ..options.clone()
             },
             LabOptions {

@@ -11,41 +11,10 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
 
 use amx_lab::Kernel;
-use common::{amx_lab, output, store, text};
-
-/// The example, built static.
-fn host_crash() -> &'static Path {
-    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        // A folder of its own: cargo holds the lock of the usual one while tests run under some tools.
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
-        let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-            .args([
-                "build",
-                "--quiet",
-                "--package",
-                "amx-lab",
-                "--example",
-                "host-crash",
-                "--target",
-                "x86_64-unknown-linux-gnu",
-            ])
-            .arg("--target-dir")
-            .arg(&target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .env("RUSTFLAGS", "-C target-feature=+crt-static")
-            .env_remove("CARGO_BUILD_TARGET")
-            .status()
-            .unwrap();
-        assert!(status.success());
-        target.join("x86_64-unknown-linux-gnu/debug/examples/host-crash")
-    })
-}
+use common::{amx_lab, example, output, store, text};
 
 /// What runs in the lab, and what it ends with. The guest's write of IA32_XFD, trapped and performed by
 /// the VMM, is the same as the VMM's own.
@@ -53,7 +22,7 @@ fn run(kernel: &str, how: &str) -> std::process::Output {
     output(
         amx_lab()
             .args(["run", "--timeout", "60", "--kernel", kernel, "--"])
-            .arg(host_crash())
+            .arg(example("host-crash"))
             .arg(how),
     )
 }
@@ -102,7 +71,11 @@ fn the_same_state_by_way_of_the_crates_runs_on() {
 
 #[test]
 fn the_program_refuses_to_run_here() {
-    let output = output(Command::new(host_crash()).arg("naive").env("AMX_LAB", "1"));
+    let output = output(
+        Command::new(example("host-crash"))
+            .arg("naive")
+            .env("AMX_LAB", "1"),
+    );
     assert!(!output.status.success());
     assert!(text(&output.stderr).contains("it runs in the lab only"));
 }

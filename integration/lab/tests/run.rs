@@ -433,6 +433,53 @@ fn programs_can_share_a_boot_and_do_not_see_each_other() {
 }
 
 #[test]
+fn memory_that_ran_out_is_told() {
+    store(&[Kernel::Trixie]);
+    let output = output(&mut run(&["eat"]));
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(137), "{said}");
+    assert_eq!(text(&output.stdout), "eating\n");
+    assert!(
+        said.contains("killed 1 of the program's processes") && said.contains("--memory"),
+        "{said}"
+    );
+}
+
+#[test]
+fn processors_go_and_come_back() {
+    store(&Kernel::ALL);
+    for kernel in Kernel::ALL {
+        let output = output(
+            amx_lab()
+                .args(["run", "--cpus", "2", "--kernel", kernel.suite(), "--"])
+                .arg(probe())
+                .arg("cpus"),
+        );
+        assert_eq!(
+            (text(&output.stdout).as_str(), output.status.code()),
+            ("2 0-1\n1 0\n2 0-1\n", Some(0)),
+            "{kernel}: {}",
+            text(&output.stderr)
+        );
+    }
+}
+
+#[test]
+fn no_lab_has_too_many_processors() {
+    for cpus in ["0", "9"] {
+        let output = output(
+            amx_lab()
+                .args(["run", "--cpus", cpus, "--"])
+                .arg(probe())
+                .args(["exit", "0"]),
+        );
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{said}");
+        assert!(said.contains("1 to 8"), "{said}");
+    }
+}
+
+#[test]
 fn a_lab_that_boots_anew_is_the_same() {
     store(&[Kernel::Trixie]);
     let output = output(
@@ -442,6 +489,45 @@ fn a_lab_that_boots_anew_is_the_same() {
             .args(["exit", "9"]),
     );
     assert_eq!(output.status.code(), Some(9));
+}
+
+/// As a cache of CI or a layer of an image gives the parts back: every byte, and other times.
+#[test]
+fn a_cold_lab_boots_once_from_copies_and_leaves_nothing() {
+    let store = store(&[Kernel::Trixie]);
+    let folder = tempfile::tempdir().unwrap();
+    let members = || -> Vec<String> {
+        let mut names: Vec<_> = std::fs::read_dir(folder.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name != "lock")
+            .collect();
+        names.sort();
+        names
+    };
+    for part in std::fs::read_dir(store.root()).unwrap() {
+        let part = part.unwrap();
+        let name = part.file_name().into_string().unwrap();
+        if name == "kernel-trixie" || name.starts_with("emulator-") {
+            let copied = Command::new("cp")
+                .arg("-r")
+                .arg(part.path())
+                .arg(folder.path())
+                .status()
+                .unwrap();
+            assert!(copied.success());
+        }
+    }
+    let copies = members();
+    let output = output(
+        amx_lab()
+            .args(["run", "--cold", "--no-prepare", "--"])
+            .arg(probe())
+            .args(["exit", "9"])
+            .env("AMX_LAB_DIR", folder.path()),
+    );
+    assert_eq!(output.status.code(), Some(9), "{}", text(&output.stderr));
+    assert_eq!(members(), copies);
 }
 
 #[test]

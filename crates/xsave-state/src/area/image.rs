@@ -15,7 +15,7 @@ use super::tile::{TileConfig, TileConfigError, TileData};
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::format::{INITIAL_FCW, INITIAL_MXCSR, MXCSR, MXCSR_MASK, TILECFG_BYTES, XMM, XSTATE_BV};
-#[cfg(feature = "kvm")]
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 use crate::layout::Component;
 use crate::layout::Layout;
 
@@ -155,7 +155,7 @@ impl<'a> Image<'a> {
     }
 
     /// Iterates over the components in use.
-    #[cfg(feature = "kvm")]
+    #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
     pub(crate) fn components_in_use(&self) -> impl Iterator<Item = &Component> {
         let in_use = self.xstate_bv.components();
         in_use.filter_map(|id| self.layout.component(id))

@@ -5,11 +5,11 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use super::host::HostArea;
-use super::vcpu_layout::VcpuLayout;
 use crate::area::Image;
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::format::{EXTENDED_OFFSET, MXCSR, XMM, XSTATE_BV};
+use crate::layout::Layout;
 
 /// A buffer that every vCPU of this process can be captured into and restored from.
 ///
@@ -86,7 +86,7 @@ impl XsaveBuffer {
     ///
     /// Where the kernel has the compacted format, XRSTORS loads MXCSR with SSE alone, not with AVX:
     /// SSE is in use then, with its initial value, wherever MXCSR is not initial.
-    pub(super) fn fill_with(&mut self, image: &Image<'_>, vcpu: &VcpuLayout) {
+    pub(super) fn fill_with(&mut self, image: &Image<'_>, vcpu: &Layout) {
         let from = image.as_bytes();
         bytes::copy(from, 0..EXTENDED_OFFSET, &mut self.area, 0);
         let mut in_use = image.xstate_bv();
@@ -107,7 +107,7 @@ impl XsaveBuffer {
             bytes::fill(&mut self.area, XMM, 0);
             in_use = written;
         }
-        if let Some(pkru) = vcpu.layout().component(ComponentId::PKRU)
+        if let Some(pkru) = vcpu.component(ComponentId::PKRU)
             && !in_use.contains(XFeatures::PKRU)
             && let Some(range) = pkru.range()
         {

@@ -50,7 +50,7 @@ pub fn restore(
             vcpu: VcpuAfter::Unchanged,
         });
     }
-    buffer.fill_with(state.image(), layout);
+    buffer.fill_with(state.image(), layout.layout());
     let has_xfd = !layout.layout().xfd().is_empty();
     let mut after = VcpuAfter::Unchanged;
     if registers.xfd.is_empty() {
@@ -369,7 +369,7 @@ mod tests {
         // Live tiles in the area, then XFD.
         let mut vcpu = used(0, 0);
         let mut buffer = amx_buffer();
-        buffer.fill_with(state(0x602e7, 0).image(), &amx_vcpu_layout());
+        buffer.fill_with(state(0x602e7, 0).image(), &amx_layout());
         vcpu.set_xsave(&buffer).unwrap();
         vcpu.set_msrs(&[(0x1c4, 1 << 18)]).unwrap();
         assert!(!vcpu.host_lives() && vcpu.dangers > 0);
@@ -569,7 +569,7 @@ mod tests {
         let error = restore(&mut vcpu, &state(0x602e7, 0), &layout, &mut amx_buffer());
         assert_eq!(
             error.unwrap_err().to_string(),
-            "the state does not fit the vCPU: opmask is in use, and the target lacks it, and 6 more \
+            "the state does not fit the vCPU: the target lacks opmask, and 6 more \
              reasons"
         );
         assert!(vcpu.log.is_empty());

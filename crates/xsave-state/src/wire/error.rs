@@ -2,8 +2,7 @@
 
 use thiserror::Error;
 
-use super::template::PREFIX_BYTES;
-use super::{MAX_STATE_BYTES, VERSION};
+use super::{MAX_STATE_BYTES, PREFIX_BYTES, VERSION};
 use crate::area::ImageError;
 use crate::feature::ComponentId;
 use crate::fit::Misfit;

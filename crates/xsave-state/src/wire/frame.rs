@@ -4,9 +4,9 @@
 use super::error::DecodeError;
 use super::template::{
     self, CHECKSUM_BYTES, COMPONENTS, ENTRY_BYTES, FLAGS, LAYOUT, MIN_STATE_BYTES, MXCSR, PALETTES,
-    PREFIX_BYTES, TABLES, TOTAL_BYTES, VCPU, VERSION_AT, XCR0, XFD, XFD_ERR, XSTATE_BV,
+    TABLES, TOTAL_BYTES, VCPU, VERSION_AT, XCR0, XFD, XFD_ERR, XSTATE_BV,
 };
-use super::{MAGIC, MAX_STATE_BYTES, VERSION};
+use super::{MAGIC, MAX_STATE_BYTES, PREFIX_BYTES, VERSION};
 use crate::bytes;
 use crate::feature::XFeatures;
 use crate::registers::Registers;

@@ -4,7 +4,7 @@
 use alloc::vec::Vec;
 
 use super::error::DecodeError;
-use super::{MAGIC, MAX_STATE_BYTES, VERSION};
+use super::{MAGIC, MAX_STATE_BYTES, PREFIX_BYTES, VERSION};
 use crate::bytes;
 use crate::feature::{ComponentId, XFeatures};
 use crate::format::INITIAL_MXCSR;
@@ -14,8 +14,6 @@ use crate::layout::{Component, Layout, LayoutError, MAX_AREA_BYTES, MAX_PALETTES
 pub(super) const VERSION_AT: usize = 8;
 pub(super) const FLAGS: usize = 10;
 pub(super) const TOTAL_BYTES: usize = 12;
-/// Bytes that tell how many a state has.
-pub(super) const PREFIX_BYTES: usize = 16;
 /// From version 2 on.
 pub(super) const VCPU: usize = 16;
 

@@ -124,7 +124,8 @@ pub(crate) fn area(layout: &Layout, xstate_bv: u64) -> Vec<u8> {
         .collect();
     area[24..28].copy_from_slice(&0x1fa0u32.to_le_bytes());
     area[28..32].copy_from_slice(&layout.mxcsr_mask().to_le_bytes());
-    // Values that the processor gives back as they are: it normalises others when it loads x87.
+    // Values that the processor gives back as they are: it normalises others when it loads x87. FIP
+    // is an exception on AMD's: see `with_pending_exception`.
     area[..24].fill(0);
     area[..6].copy_from_slice(&[0x7f, 0x02, 0, 0, 0xff, 0]); // FCW, FSW, FTW
     area[8..12].copy_from_slice(&0x1234_5678u32.to_le_bytes()); // FIP
@@ -145,5 +146,15 @@ pub(crate) fn area(layout: &Layout, xstate_bv: u64) -> Vec<u8> {
             }
         }
     }
+    area
+}
+
+/// The area with an x87 exception pending (IM clear; B, ES and IE set), for processors to load and
+/// save. Where none is, AMD's processors save FOP, FIP and FDP as 0, and what KVM gives of them after
+/// a run depends on whether the kernel had to save the registers anew.
+pub(crate) fn with_pending_exception(mut area: Vec<u8>) -> Vec<u8> {
+    area[..4].copy_from_slice(&[0x7e, 0x02, 0x81, 0x80]); // FCW, FSW
+    area[6..8].copy_from_slice(&0x0123u16.to_le_bytes()); // FOP
+    area[16..20].copy_from_slice(&0x2345_6789u32.to_le_bytes()); // FDP
     area
 }

@@ -19,13 +19,16 @@ pub(crate) const MEMORY_BYTES: usize = 0x8000;
 
 const INVALID_OPCODE: usize = 6;
 
-/// An instruction of 0F AE, by the digit of its ModR/M byte, on data at `DATA` plus `offset`.
+/// An instruction of 0F AE with REX.W, by the digit of its ModR/M byte, on data at `DATA` plus
+/// `offset`.
 pub(crate) fn instruction(digit: u8, offset: usize) -> [u8; 8] {
     let [a, b, c, d] = ((DATA + offset) as u32).to_le_bytes();
-    [0x0f, 0xae, digit << 3 | 4, 0x25, a, b, c, d]
+    [0x48, 0x0f, 0xae, 0x87 | digit << 3, a, b, c, d] // of RDI + disp32
 }
 pub(crate) const LDMXCSR: u8 = 2;
 pub(crate) const STMXCSR: u8 = 3;
+pub(crate) const XSAVE: u8 = 4;
+pub(crate) const XRSTOR: u8 = 5;
 
 /// Puts the program and what it needs into the guest's memory.
 pub(crate) fn load(memory: &mut [u8], instructions: &[[u8; 8]]) {
@@ -88,7 +91,8 @@ pub(crate) fn run(vcpu: &mut VcpuFd) {
     vcpu.set_sregs(&sregs).unwrap();
     let mut regs = vcpu.get_regs().unwrap();
     (regs.rip, regs.rflags, regs.rsp) = (CODE as u64, 2, STACK as u64);
-    (regs.rax, regs.rdx) = (u32::MAX.into(), u32::MAX.into());
+    regs.rdi = 0; // see `instruction`
+    (regs.rax, regs.rdx) = (3, 0); // XSAVE and XRSTOR: x87 and SSE
     vcpu.set_regs(&regs).unwrap();
     let exit = vcpu.run().unwrap();
     assert!(matches!(exit, VcpuExit::Hlt), "{exit:?}");

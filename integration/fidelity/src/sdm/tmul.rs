@@ -1,4 +1,5 @@
-//! TDPBSSD, TDPBSUD, TDPBUSD, TDPBUUD and TDPBF16PS (SDM vol. 2, the operation of each).
+//! TDPBSSD, TDPBSUD, TDPBUSD, TDPBUUD, TDPBF16PS, TDPFP16PS, TCMMRLFP16PS and TCMMIMFP16PS (SDM vol. 2, the
+//! operation of each).
 
 /// Bytes from one row of a tile to the next one, in a component image.
 pub const ROW: usize = 64;
@@ -83,24 +84,79 @@ pub fn bytes(
     })
 }
 
-/// The destination after TDPBF16PS: two sums, of the even and the odd elements, each step fused,
-/// rounded to nearest even, denormals taken as zero and flushed to zero.
-#[must_use]
-pub fn bf16(to: &[u8], shape: Shape, first: &[u8], second: &[u8], depth: usize) -> Vec<u8> {
+/// What one step adds to the two sums of an element: two factors each.
+type Factors = fn([f32; 2], [f32; 2]) -> [[f32; 2]; 2];
+
+/// The destination after a product of halves: two sums, each step fused, rounded to nearest even, denormals
+/// of floats taken as zero and flushed to zero.
+fn halves(
+    convert: fn([u8; 2]) -> f32,
+    factors: Factors,
+    to: &[u8],
+    shape: Shape,
+    [first, second]: [&[u8]; 2],
+    depth: usize,
+) -> Vec<u8> {
+    let pair = |[a, b, c, d]: [u8; 4]| [convert([a, b]), convert([c, d])];
     product(to, shape, depth, |m, n, old, ks| {
-        let (mut even, mut odd) = (0.0, 0.0);
+        let mut sums = [0.0_f32; 2];
         for k in ks {
-            let [x, y] = [halves(dword(first, m, k)), halves(dword(second, k, n))];
-            even = flush(x[0].mul_add(y[0], even));
-            odd = flush(x[1].mul_add(y[1], odd));
+            let factors = factors(pair(dword(first, m, k)), pair(dword(second, k, n)));
+            for (sum, [x, y]) in sums.iter_mut().zip(factors) {
+                *sum = flush(x.mul_add(y, *sum));
+            }
         }
-        let sum = flush(even + odd);
+        let sum = flush(sums[0] + sums[1]);
         flush(flush(f32::from_le_bytes(old)) + sum).to_le_bytes()
     })
 }
 
-fn halves([a, b, c, d]: [u8; 4]) -> [f32; 2] {
-    [[0, 0, a, b], [0, 0, c, d]].map(|bytes| flush(f32::from_le_bytes(bytes)))
+/// Even by even and odd by odd.
+fn pairwise(x: [f32; 2], y: [f32; 2]) -> [[f32; 2]; 2] {
+    [[x[0], y[0]], [x[1], y[1]]]
+}
+
+/// The destination after TDPBF16PS. Denormals among the sources are taken as zero.
+#[must_use]
+pub fn bf16(to: &[u8], shape: Shape, first: &[u8], second: &[u8], depth: usize) -> Vec<u8> {
+    halves(from_bf16, pairwise, to, shape, [first, second], depth)
+}
+
+/// The destination after TDPFP16PS. Denormals among the sources count.
+#[must_use]
+pub fn fp16(to: &[u8], shape: Shape, first: &[u8], second: &[u8], depth: usize) -> Vec<u8> {
+    halves(from_fp16, pairwise, to, shape, [first, second], depth)
+}
+
+/// The destination after TCMMRLFP16PS: the real parts of products of complex numbers. Denormals among the
+/// sources count.
+#[must_use]
+pub fn real(to: &[u8], shape: Shape, first: &[u8], second: &[u8], depth: usize) -> Vec<u8> {
+    let factors: Factors = |x, y| [[x[0], y[0]], [-x[1], y[1]]];
+    halves(from_fp16, factors, to, shape, [first, second], depth)
+}
+
+/// The destination after TCMMIMFP16PS: the imaginary parts.
+#[must_use]
+pub fn imaginary(to: &[u8], shape: Shape, first: &[u8], second: &[u8], depth: usize) -> Vec<u8> {
+    let factors: Factors = |x, y| [[x[0], y[1]], [x[1], y[0]]];
+    halves(from_fp16, factors, to, shape, [first, second], depth)
+}
+
+fn from_bf16([low, high]: [u8; 2]) -> f32 {
+    flush(f32::from_le_bytes([0, 0, low, high]))
+}
+
+/// Exact: every half-precision number is a normal float.
+fn from_fp16(bytes: [u8; 2]) -> f32 {
+    let bits = u16::from_le_bytes(bytes);
+    let (exponent, fraction) = (bits >> 10 & 0x1f, u32::from(bits & 0x3ff));
+    let size = match exponent {
+        0 => fraction as f32 / 16_777_216.0,
+        0x1f => f32::from_bits(0x7f80_0000 | fraction << 13),
+        _ => f32::from_bits((u32::from(exponent) + 112) << 23 | fraction << 13),
+    };
+    if bits >> 15 == 0 { size } else { -size }
 }
 
 fn flush(value: f32) -> f32 {
@@ -142,5 +198,43 @@ mod tests {
         y[2..4].copy_from_slice(&0x4040_u16.to_le_bytes());
         let tile = bf16(&vec![0; TILE], shape, &x, &y, 1);
         assert_eq!(tile[..4], 6_f32.to_le_bytes());
+    }
+
+    #[test]
+    fn half_precision_is_converted_exactly() {
+        for (bits, value) in [
+            (0x3c00_u16, 1.0),
+            (0xc000, -2.0),
+            (0x7bff, 65504.0),
+            (0x0400, 6.103_515_6e-5),
+            (0x0001, 5.960_464_5e-8),
+            (0x83ff, -6.097_555_2e-5),
+            (0x7c00, f32::INFINITY),
+        ] {
+            assert_eq!(from_fp16(bits.to_le_bytes()), value, "{bits:04x}");
+        }
+        assert!(from_fp16([0x01, 0x7c]).is_nan());
+    }
+
+    #[test]
+    fn complex_numbers_are_multiplied() {
+        let shape = Shape {
+            rows: 1,
+            columns: 4,
+        };
+        let number = |real: u16, imaginary: u16| {
+            let mut tile = vec![0; TILE];
+            tile[..2].copy_from_slice(&real.to_le_bytes());
+            tile[2..4].copy_from_slice(&imaginary.to_le_bytes());
+            tile
+        };
+        // (1 + 2i) (3 + 4i) = -5 + 10i
+        let (x, y) = (number(0x3c00, 0x4000), number(0x4200, 0x4400));
+        let zero = vec![0; TILE];
+        assert_eq!(real(&zero, shape, &x, &y, 1)[..4], (-5_f32).to_le_bytes());
+        assert_eq!(
+            imaginary(&zero, shape, &x, &y, 1)[..4],
+            10_f32.to_le_bytes()
+        );
     }
 }

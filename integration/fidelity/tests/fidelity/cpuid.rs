@@ -188,3 +188,13 @@ fn leaf_1e_describes_tmul() {
         assert_eq!((ebx >> 24, ecx, edx), (0, 0, 0));
     }
 }
+
+#[test]
+fn leaf_1e_has_no_more_subleaves_than_it_says() {
+    if process::has_amx() {
+        let [last, ..] = cpuid(0x1e, 0);
+        for subleaf in last + 1..last + 8 {
+            assert_eq!(cpuid(0x1e, subleaf), [0; 4], "sub-leaf {subleaf} of {last}");
+        }
+    }
+}

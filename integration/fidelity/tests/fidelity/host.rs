@@ -13,17 +13,17 @@ use kvm_ioctls::Kvm;
 
 use crate::machine::Machine;
 
-const USES_TILES: [Instruction; 9] = [
-    Instruction::Tilezero0,
-    Instruction::Tileloadd0,
-    Instruction::Tilestored0,
-    Instruction::Tdpbssd,
-    Instruction::Tdpbsud,
-    Instruction::Tdpbusd,
-    Instruction::Tdpbuud,
-    Instruction::Tdpbf16ps,
-    Instruction::Xrstor,
-];
+/// What uses tile data, on this processor.
+fn uses_tiles() -> impl Iterator<Item = Instruction> {
+    [
+        Instruction::Tilezero0,
+        Instruction::Tileloadd0,
+        Instruction::Tilestored0,
+        Instruction::Xrstor,
+    ]
+    .into_iter()
+    .chain(Instruction::products())
+}
 
 /// The tests' first state has tiles configured and no tile data in use.
 fn configured(machine: &mut Machine<Here>, instruction: Instruction) -> Trial {
@@ -45,7 +45,7 @@ fn without_permission_tiles_are_sigill() {
     }
     assert_eq!(process::query(GET_PERMISSION).unwrap() & TILEDATA_BIT, 0);
     let mut machine = Machine::new(Here::new());
-    for instruction in USES_TILES {
+    for instruction in uses_tiles() {
         let trial = configured(&mut machine, instruction);
         assert_eq!(
             machine.run(trial).fault(),
@@ -96,7 +96,7 @@ fn with_permission_tiles_work() {
     assert_eq!(machine.run(trial).fault(), Some(Fault::SIGILL));
     assert_eq!(process::request(REQUEST_PERMISSION, TILEDATA), Ok(()));
     assert_ne!(process::query(GET_PERMISSION).unwrap() & TILEDATA_BIT, 0);
-    for instruction in USES_TILES {
+    for instruction in uses_tiles() {
         let trial = configured(&mut machine, instruction);
         assert_eq!(machine.run(trial).fault(), None, "{instruction:?}");
     }

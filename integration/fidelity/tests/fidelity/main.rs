@@ -14,6 +14,7 @@ mod interrupts;
 mod kernel_cases;
 mod machine;
 mod memory;
+mod processors;
 mod signal;
 mod tilecfg;
 mod tiles;

@@ -3,7 +3,7 @@
 use amx_fidelity::component::TILECFG;
 use amx_fidelity::pattern::noise;
 use amx_fidelity::sdm::tilecfg::{Config, config};
-use amx_fidelity::sdm::tmul::{ROW, Shape, Signs, TILE, bf16, bytes};
+use amx_fidelity::sdm::tmul::{ROW, Shape, Signs, TILE, bf16, bytes, fp16, imaginary, real};
 use amx_fidelity::trial::{Fault, Instruction, Trial};
 
 use crate::machine::here;
@@ -38,6 +38,11 @@ fn compare(instruction: Instruction, tiles: &[u8], model: &Model, same: fn(&[u8]
         let config = configured(m, n, k);
         let trial = machine.with_tiles(Trial::of(instruction), &config, tiles);
         let trial = machine.run(trial);
+        if !instruction.is_here() {
+            // What CPUID does not name is not there.
+            assert_eq!(trial.fault(), Some(Fault::SIGILL), "{instruction:?}");
+            return;
+        }
         assert_eq!(trial.fault(), None, "{m} x {n}, depth {k}");
         let [to, first, second] = [0, 1, 2].map(|tile| &tiles[tile * TILE..][..TILE]);
         let shape = Shape {
@@ -154,6 +159,57 @@ fn tdpbf16ps_handles_infinities_and_overflow() {
     });
 }
 
+/// Tiles 1 and 2 of half-precision numbers that `element` makes from noise; tile 0 of ordinary floats.
+fn fp16_tiles(element: impl Fn(u16) -> u16) -> Vec<u8> {
+    let mut tiles =
+        floats(|noise| f32::from_bits(noise & 0x807f_ffff | (0x70 + (noise >> 8 & 0x1f)) << 23));
+    let noise = noise(11, 3, 2 * TILE);
+    for (half, noise) in tiles[TILE..3 * TILE]
+        .chunks_exact_mut(2)
+        .zip(noise.chunks_exact(2))
+    {
+        let noise = u16::from_le_bytes([noise[0], noise[1]]);
+        half.copy_from_slice(&element(noise).to_le_bytes());
+    }
+    tiles
+}
+
+fn compare_fp16(element: impl Fn(u16) -> u16) {
+    let tiles = fp16_tiles(element);
+    let cases: [(Instruction, &Model); 3] = [
+        (Instruction::Tdpfp16ps, &fp16),
+        (Instruction::Tcmmrlfp16ps, &real),
+        (Instruction::Tcmmimfp16ps, &imaginary),
+    ];
+    for (instruction, model) in cases {
+        compare(instruction, &tiles, model, same_floats);
+    }
+}
+
+#[test]
+fn products_of_fp16_of_ordinary_numbers() {
+    // Signs and exponents of all sizes, but neither denormals nor infinities.
+    compare_fp16(|noise| noise & 0x83ff | (1 + (noise >> 10 & 0x1f) % 30) << 10);
+}
+
+#[test]
+fn products_of_fp16_count_its_denormals() {
+    compare_fp16(|noise| match noise >> 10 & 1 {
+        0 => noise & 0x83ff,
+        _ => noise & 0x83ff | 0x0f << 10,
+    });
+}
+
+#[test]
+fn products_of_fp16_handle_infinities_and_nan() {
+    compare_fp16(|noise| match noise >> 10 & 15 {
+        0 => noise & 0x8000 | 0x7c00,
+        1 => 0,
+        2 => noise & 0x8000 | 0x7e01,
+        _ => noise & 0x83ff | 0x0e << 10,
+    });
+}
+
 #[test]
 fn products_refuse_tiles_that_do_not_fit() {
     let Some(mut machine) = here() else { return };
@@ -192,15 +248,8 @@ fn products_refuse_tiles_that_do_not_fit() {
             [(4, 32), (4, 16), (4, 34)],
         ),
     ];
-    let all = [
-        Instruction::Tdpbssd,
-        Instruction::Tdpbsud,
-        Instruction::Tdpbusd,
-        Instruction::Tdpbuud,
-        Instruction::Tdpbf16ps,
-    ];
     let tiles = noise(5, 1, 8192);
-    for instruction in all {
+    for instruction in Instruction::products() {
         for (why, shapes) in cases {
             let trial = machine.with_tiles(Trial::of(instruction), &config(&shapes), &tiles);
             assert_eq!(

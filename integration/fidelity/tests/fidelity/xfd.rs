@@ -39,12 +39,10 @@ fn xfd_stops_what_uses_tile_data() {
         Instruction::Tileloaddt1,
         Instruction::Tilestored0,
         Instruction::Tilestored5,
-        Instruction::Tdpbssd,
-        Instruction::Tdpbsud,
-        Instruction::Tdpbusd,
-        Instruction::Tdpbuud,
-        Instruction::Tdpbf16ps,
-    ] {
+    ]
+    .into_iter()
+    .chain(Instruction::products())
+    {
         let trial = with_live_tiles(&mut machine, instruction);
         let trial = machine.run(trial.with_xfd(TILEDATA_BIT));
         assert_eq!(trial.fault(), Some(Fault::NM), "{instruction:?}");

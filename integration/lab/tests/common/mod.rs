@@ -59,6 +59,35 @@ pub fn probe() -> &'static Path {
     path
 }
 
+/// An example of this crate, built static.
+pub fn example(name: &str) -> PathBuf {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        // A folder of its own: cargo holds the lock of the usual one while tests run under some tools.
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("static");
+        let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args([
+                "build",
+                "--quiet",
+                "--package",
+                "amx-lab",
+                "--examples",
+                "--target",
+                "x86_64-unknown-linux-gnu",
+            ])
+            .arg("--target-dir")
+            .arg(&target)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .env("RUSTFLAGS", "-C target-feature=+crt-static")
+            .env_remove("CARGO_BUILD_TARGET")
+            .status()
+            .unwrap();
+        assert!(status.success());
+        target.join("x86_64-unknown-linux-gnu/debug/examples")
+    });
+    folder.join(name)
+}
+
 /// The command line tool.
 pub fn amx_lab() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_amx-lab"));
@@ -67,6 +96,7 @@ pub fn amx_lab() -> Command {
         .env_remove("AMX_LAB_SESSION")
         .env_remove("AMX_LAB_KERNEL")
         .env_remove("AMX_LAB_CPU")
+        .env_remove("AMX_LAB_CPUS")
         .env_remove("AMX_LAB_MEMORY")
         .stdin(Stdio::null());
     command

@@ -85,6 +85,35 @@ fn main() {
             std::net::TcpStream::connect(socket.local_addr().unwrap()).unwrap();
             println!("loopback true");
         }
+        ["eat"] => {
+            println!("eating");
+            let mut eaten = Vec::new();
+            loop {
+                eaten.push(vec![1_u8; 1 << 20]);
+            }
+        }
+        ["cpus"] => {
+            let online = || std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+            let switch = |on: &str| std::fs::write("/sys/devices/system/cpu/cpu1/online", on).unwrap();
+            let count = || std::thread::available_parallelism().unwrap();
+            print!("{} {}", count(), online());
+            switch("0");
+            print!("{} {}", count(), online());
+            switch("1");
+            print!("{} {}", count(), online());
+            // Each of several threads that wait for each other has a processor.
+            let here = std::sync::atomic::AtomicUsize::new(0);
+            std::thread::scope(|scope| {
+                for _ in 0..count().get() {
+                    scope.spawn(|| {
+                        here.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                        while here.load(std::sync::atomic::Ordering::SeqCst) < count().get() {
+                            std::hint::spin_loop();
+                        }
+                    });
+                }
+            });
+        }
         ["mark"] => {
             println!("was here {}", std::path::Path::new("/tmp/mark").exists());
             std::fs::write("/tmp/mark", "x").unwrap();

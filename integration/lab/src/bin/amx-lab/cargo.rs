@@ -37,6 +37,7 @@ pub(crate) fn cargo(args: &CargoArgs) -> Result<u8> {
         .env(session::VARIABLE, server.address())
         .env("AMX_LAB_KERNEL", options.kernel.suite())
         .env("AMX_LAB_CPU", options.cpu.name())
+        .env("AMX_LAB_CPUS", options.cpus.to_string())
         .env("AMX_LAB_MEMORY", options.memory_mib.to_string())
         .env("AMX_LAB_TIMEOUT", args.timeout.to_string());
     // RUSTFLAGS, where it is set, is all that cargo looks at.

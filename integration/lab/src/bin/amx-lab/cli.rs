@@ -60,9 +60,12 @@ pub(crate) struct LabArgs {
         default_value = "trixie"
     )]
     kernel: Kernel,
-    /// The host's processor: sapphire-rapids; without AMX: tiger-lake, ice-lake, skylake-x, arrow-lake
+    /// The host's processor: sapphire-rapids, granite-rapids, granite-rapids-d; without AMX: tiger-lake, ice-lake, skylake-x, arrow-lake
     #[arg(long, value_name = "NAME", env = "AMX_LAB_CPU", default_value_t = Cpu::default())]
     cpu: Cpu,
+    /// How many processors the host has, up to 8
+    #[arg(long, value_name = "NUMBER", env = "AMX_LAB_CPUS", default_value_t = LabOptions::default().cpus)]
+    cpus: u32,
     /// The host's memory in MiB
     #[arg(long, value_name = "MIB", env = "AMX_LAB_MEMORY", default_value_t = LabOptions::default().memory_mib)]
     memory: u32,
@@ -88,6 +91,7 @@ impl LabArgs {
         LabOptions {
             kernel: self.kernel,
             cpu: self.cpu,
+            cpus: self.cpus,
             memory_mib: self.memory,
             cold: self.cold,
             without_patches: self.without_patch.clone(),
@@ -209,6 +213,9 @@ pub(crate) struct PrepareArgs {
     /// Processor of the hosts that are booted in advance
     #[arg(long, value_name = "NAME", env = "AMX_LAB_CPU", default_value_t = Cpu::default())]
     pub(crate) cpu: Cpu,
+    /// How many processors the hosts have that are booted in advance
+    #[arg(long, value_name = "NUMBER", env = "AMX_LAB_CPUS", default_value_t = LabOptions::default().cpus)]
+    pub(crate) cpus: u32,
     /// Memory in MiB of the hosts that are booted in advance
     #[arg(long, value_name = "MIB", env = "AMX_LAB_MEMORY", default_value_t = LabOptions::default().memory_mib)]
     pub(crate) memory: u32,

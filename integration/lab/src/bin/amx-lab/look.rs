@@ -16,6 +16,8 @@ pub(crate) fn prepare(args: &PrepareArgs) -> Result<u8> {
         kernels,
         memory_mib: args.memory,
         cpu: args.cpu,
+        cold: false,
+        cpus: args.cpus,
         mirror: args.mirror.clone(),
         update: args.update,
         verify: args.verify,

@@ -214,7 +214,9 @@ fn prepare_now(store: &Store, options: &LabOptions, show: &dyn Progress) -> Resu
     let wanted = PrepareOptions {
         kernels: vec![options.kernel],
         cpu: options.cpu,
+        cpus: options.cpus,
         memory_mib: options.memory_mib,
+        cold: options.cold,
         mirror: std::env::var("AMX_LAB_MIRROR").ok(),
         without_patches: options.without_patches.clone(),
         ..PrepareOptions::default()
