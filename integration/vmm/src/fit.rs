@@ -288,7 +288,7 @@ mod tests {
     fn a_snapshot_is_compared_with_all_of_the_host() {
         let Some(host) = live() else { return };
         let kind = host.best_kind().unwrap();
-        let vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
+        let mut vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
         let here = vm.capture(&host).unwrap();
         assert_eq!(here.fit(&host), Ok(()));
         let refused = |change: fn(&mut Snapshot)| {

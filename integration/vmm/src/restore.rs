@@ -245,6 +245,8 @@ pub enum VcpuCause {
 #[cfg(test)]
 mod tests {
     use amx_guest::Workload;
+    use xsave_state::XFeatures;
+    use xsave_state::kvm::VcpuLayoutError;
 
     use super::*;
     use crate::host::tests::live;
@@ -303,5 +305,45 @@ mod tests {
         // Neither before that, nor where the detour has led it.
         assert!((1000 * hz..1060 * hz).contains(&first), "{first}");
         assert!(second.abs_diff(first) < hz / 4, "{first}, {second}");
+    }
+
+    /// Each vCPU is compared with this host, not the first alone: KVM would keep the component where the host
+    /// has it, and the guest would compute with other bytes. On live KVM.
+    #[test]
+    fn another_vcpu_that_claims_a_component_elsewhere_is_refused() {
+        let Some(host) = live() else { return };
+        if host.rewrites_cpuid() {
+            println!("skipped: this KVM gives a vCPU the processor's CPUID, whatever it is told");
+            return;
+        }
+        let kind = host.best_kind().unwrap();
+        let workloads = [1, 2].map(|seed| Workload::new(kind, seed, 1000));
+        let mut vm = Vm::boot(&host, kind, &workloads).unwrap();
+        let good = vm.capture(&host).unwrap();
+        let extended = host.layout().user() - XFeatures::LEGACY;
+        for component in extended.components() {
+            let mut hostile = good.clone();
+            for entry in &mut hostile.vcpus[1].cpuid {
+                match (entry.function, entry.index) {
+                    (0xd, 0) => entry.ecx = 30_000,
+                    (0xd, n) if n == u32::from(component.number()) => entry.ebx = 20_032,
+                    _ => {}
+                }
+            }
+            let read = Snapshot::from_bytes(&hostile.to_bytes()).unwrap();
+            let error = Vm::restore(&host, &read).err().unwrap();
+            let RestoreError::Vm(VmError::Layout { vcpu: 1, error }) = error else {
+                panic!("{component}: {error}");
+            };
+            let VcpuLayoutError::Place {
+                component: of,
+                guest: (20_032, _),
+                ..
+            } = error
+            else {
+                panic!("{component}: {error}");
+            };
+            assert_eq!(of, component);
+        }
     }
 }

@@ -3,8 +3,8 @@
 use criterion::Criterion;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_msr_entry, kvm_xcrs};
 use kvm_ioctls::{Kvm, VcpuFd};
-use xsave_state::kvm::{self, MSR_IA32_XFD, MSR_IA32_XFD_ERR, XsaveBuffer, XsaveSize};
-use xsave_state::{ExtendedState, Image, Layout, Registers};
+use xsave_state::kvm::{self, HostArea, MSR_IA32_XFD, MSR_IA32_XFD_ERR, VcpuLayout, XsaveBuffer};
+use xsave_state::{ExtendedState, Image, Registers};
 
 use super::common;
 use super::ratios::Ratio;
@@ -17,39 +17,35 @@ pub(crate) fn capture_and_restore(criterion: &mut Criterion) -> Vec<Ratio> {
     // SAFETY: arch_prctl with this operation takes two numbers and touches no memory.
     unsafe { libc::syscall(libc::SYS_arch_prctl, 0x1025, 18) };
     let vm = kvm.create_vm().unwrap();
-    let vcpu = vm.create_vcpu(0).unwrap();
+    let mut vcpu = vm.create_vcpu(0).unwrap();
     let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
     vcpu.set_cpuid2(&supported).unwrap();
-    let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
-    let layout = Layout::from_cpuid(|leaf, subleaf| {
-        let entries = cpuid.as_slice().iter();
-        let mut same = entries.filter(|e| e.function == leaf && e.index == subleaf);
-        same.next().map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
-    })
-    .unwrap();
-    let size = XsaveSize::query(&vm, &vcpu).unwrap();
-    let mut buffer = XsaveBuffer::new(size);
-    let area = common::area(&layout, layout.user().bits());
-    let image = Image::parse(&area, &layout).unwrap();
-    let registers = Registers {
-        xcr0: layout.user(),
-        ..Registers::RESET
-    };
+    let host = HostArea::query(&vm, &vcpu).unwrap();
+    let vcpu_layout = VcpuLayout::query(&mut vcpu, &host).unwrap();
+    let layout = vcpu_layout.layout();
+    let mut buffer = XsaveBuffer::new(&host);
+    let area = common::area(layout, layout.user().bits());
+    let image = Image::parse(&area, layout).unwrap();
+    let registers = Registers::RESET.with_xcr0(layout.user());
     let state = ExtendedState::new(image, registers).unwrap();
 
-    let mut bare = Bare::new(&vcpu, size.bytes(), !layout.xfd().is_empty());
+    // The ioctls alone are called on another vCPU, which has the same state.
+    let mut other = vm.create_vcpu(1).unwrap();
+    other.set_cpuid2(&supported).unwrap();
+    kvm::restore(&mut other, &state, &vcpu_layout, &mut buffer).unwrap();
+    let mut bare = Bare::new(&other, host.bytes(), !layout.xfd().is_empty());
     let mut group = criterion.benchmark_group("live KVM");
     group.bench_function("capture ioctls", |bencher| bencher.iter(|| bare.get()));
     group.bench_function("capture", |bencher| {
         bencher.iter(|| {
-            kvm::capture(&vcpu, &layout, &mut buffer)
+            kvm::capture(&mut vcpu, &vcpu_layout, &mut buffer)
                 .unwrap()
                 .over_reported
         });
     });
     group.bench_function("restore ioctls", |bencher| bencher.iter(|| bare.set()));
     group.bench_function("restore", |bencher| {
-        bencher.iter(|| kvm::restore(&vcpu, &state, &mut buffer).unwrap());
+        bencher.iter(|| kvm::restore(&mut vcpu, &state, &vcpu_layout, &mut buffer).unwrap());
     });
     group.finish();
 
@@ -57,14 +53,14 @@ pub(crate) fn capture_and_restore(criterion: &mut Criterion) -> Vec<Ratio> {
         Ratio::in_turns(
             "capture / its ioctls",
             10,
-            || drop(kvm::capture(&vcpu, &layout, &mut buffer).unwrap()),
+            || drop(kvm::capture(&mut vcpu, &vcpu_layout, &mut buffer).unwrap()),
             || bare.get(),
         )
         .at_most(1.05),
         Ratio::in_turns(
             "restore / its ioctls",
             10,
-            || kvm::restore(&vcpu, &state, &mut buffer).unwrap(),
+            || kvm::restore(&mut vcpu, &state, &vcpu_layout, &mut buffer).unwrap(),
             || bare.set(),
         )
         .at_most(1.05),
@@ -97,7 +93,7 @@ impl<'a> Bare<'a> {
     }
 
     fn get(&mut self) {
-        // SAFETY: The buffer has as many bytes as `XsaveSize` proves to be enough.
+        // SAFETY: The buffer has as many bytes as `HostArea` proves to be enough.
         unsafe { self.vcpu.get_xsave2(&mut self.xsave) }.unwrap();
         self.xcrs = self.vcpu.get_xcrs().unwrap();
         if let Some(msrs) = &mut self.msrs {
