@@ -63,6 +63,7 @@ pub fn leaves(table: &Table) -> impl Fn(u32, u32) -> [u32; 4] {
 fn strange(leaf: u32, subleaf: u32) -> [u32; 4] {
     match (leaf, subleaf) {
         (0, _) => [0x20, 0, 0, 0],
+        (1, _) => [0, 0, 1 << 26, 0],
         (0xd, 0) => [0x400e_021f, 0x8000, 0x8000, 0],
         (0xd, 1) => [0x1f, 0, 1 << 11, 0],
         (0xd, 2) => [256, 2000, 0, 0],
