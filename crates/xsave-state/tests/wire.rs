@@ -578,11 +578,23 @@ fn layouts_that_cannot_be() {
 fn version_1_has_states_without_xfd_for_tile_data() {
     let amx = layout(AMX);
     let codec = Codec::new(&amx);
-    let of_amx = |(_, state): &(_, ExtendedState<'_>)| *state.layout() == amx;
-    for (_, state) in states::all().into_iter().filter(of_amx) {
-        let mut bytes = wire::encode(0, &state);
+    let of_version_1 = |state: &ExtendedState<'_>| {
+        let mut bytes = wire::encode(0, state);
         bytes[8] = 1;
         bytes.drain(16..20);
+        bytes
+    };
+    // The same bit elsewhere: the size of the area.
+    let mpx = ExtendedState::reset(&layout("skylake-client"));
+    let mut bytes = of_version_1(&mpx);
+    assert_eq!(bytes[60..64], 1088u32.to_le_bytes());
+    bytes[61] ^= 4;
+    let refused = field("the layout", 61, 4, 0);
+    assert_eq!(wire::decode(&sealed(bytes)), Err(refused));
+
+    let of_amx = |(_, state): &(_, ExtendedState<'_>)| *state.layout() == amx;
+    for (_, state) in states::all().into_iter().filter(of_amx) {
+        let bytes = of_version_1(&state);
         assert_eq!(verdict(&sealed(bytes.clone()), &codec), Ok(()));
         let flags = |index: usize| 64 + 12 * index + 2;
         assert_eq!(bytes[flags(6)], 6, "aligned, XFD");

@@ -57,7 +57,7 @@ const _: () = {
     assert!(MAGIC[0] == 0x89 && MAGIC[1] == b'X' && MAGIC[7] == b'\n');
     assert!(PREFIX_BYTES == 16 && VCPU == 16 && fields(1) == 16 && fields(2) == 20);
     assert!(XCR0 == 0 && XFD == 8 && XFD_ERR == 16 && XSTATE_BV == 24 && MXCSR == 32);
-    // The layout's numbers take as much as an entry, and so do not disturb the walk over entries.
+    // The layout's numbers take as much as an entry: a byte's place in its entry is known.
     assert!(TABLES - LAYOUT == ENTRY_BYTES);
     assert!(LAYOUT == 36 && MXCSR_MASK == 36 && COMPONENTS == 40 && PALETTES == 42);
     assert!(AREA_BYTES == 44 && TABLES == 48 && ENTRY_BYTES == 12 && MIN_STATE_BYTES == 68);
@@ -168,28 +168,19 @@ pub(super) fn require_canonical(
     version: u16,
     offset: usize,
 ) -> Result<(), DecodeError> {
-    let tile_data = [ComponentId::XTILEDATA.number(), 0];
-    let entries = (0usize..).zip(
-        actual
-            .chunks(ENTRY_BYTES)
-            .zip(canonical.chunks(ENTRY_BYTES)),
-    );
-    for (entry, (actual, canonical)) in entries {
-        let first = entry.saturating_mul(ENTRY_BYTES);
-        for (at, (&actual, &expected)) in (first..).zip(actual.iter().zip(canonical)) {
-            let is_xfd = version == 1 && actual | HAS_XFD == expected;
-            let of_tile_data =
-                at.wrapping_sub(first) == ENTRY_FLAGS && canonical.starts_with(&tile_data);
-            // Both have as many entries, unless two entries have the same number or one has none:
-            // then an earlier byte, the number of components, differs.
-            if actual != expected && !(is_xfd && of_tile_data) {
-                return Err(DecodeError::Field {
-                    field: "the layout",
-                    offset: offset.saturating_add(at),
-                    expected: expected.into(),
-                    actual: actual.into(),
-                });
-            }
+    for (at, (&actual, &expected)) in (0usize..).zip(actual.iter().zip(canonical)) {
+        // Of no other component can the two differ so: its bit in the layout is the one that is here.
+        let is_xfd =
+            version == 1 && at % ENTRY_BYTES == ENTRY_FLAGS && actual | HAS_XFD == expected;
+        // Both have as many entries, unless two entries have the same number or one has none: then an
+        // earlier byte, the number of components, differs.
+        if actual != expected && !is_xfd {
+            return Err(DecodeError::Field {
+                field: "the layout",
+                offset: offset.saturating_add(at),
+                expected: expected.into(),
+                actual: actual.into(),
+            });
         }
     }
     Ok(())
