@@ -48,7 +48,10 @@ fn golden_files_decode_and_encode_to_the_same_bytes() {
             assert_eq!(alone, *state, "{name}");
             assert!(wire::encode(vcpu, &alone) == *v2, "{name}: alone");
         }
-        assert!(wire::encode(vcpu, state) == *v2, "{name}: encoded otherwise");
+        assert!(
+            wire::encode(vcpu, state) == *v2,
+            "{name}: encoded otherwise"
+        );
         assert_eq!(Blob::parse(v1).unwrap().vcpu(), None);
         assert_eq!(Blob::parse(v2).unwrap().vcpu(), Some(vcpu));
     }
