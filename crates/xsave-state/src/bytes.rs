@@ -60,14 +60,21 @@ pub(crate) const fn low_byte(value: u32) -> u8 {
 }
 
 /// Offset in `bytes` of the first byte within `range` that is not zero.
-#[inline]
+///
+/// Always inlined: with a constant range the compiler makes a few vector instructions of it.
+#[inline(always)]
 pub(crate) fn first_nonzero(bytes: &[u8], within: Range<usize>) -> Option<usize> {
     let start = within.start;
     let slice = range(bytes, within);
-    // Without an early exit the compiler makes vector code of it; the search is for the error only.
+    // Without an early exit, so that it is vector code; the search is for the error only.
     if slice.iter().fold(0, |all, byte| all | byte) == 0 {
         return None;
     }
+    search(slice, start)
+}
+
+#[cold]
+fn search(slice: &[u8], start: usize) -> Option<usize> {
     slice
         .iter()
         .position(|&byte| byte != 0)

@@ -1,4 +1,4 @@
-//! A second reader of encoded states and containers, written from docs/state-format.md with none of
+//! A second reader of encoded states, one and several, written from docs/state-format.md with none of
 //! xsave-state's code for them; and right checksums for bytes that a fuzzer has changed.
 
 use std::ops::Range;
@@ -7,33 +7,59 @@ use xsave_state::Layout;
 
 use crate::checker;
 
+const MAGIC: [u8; 8] = *b"\x89XSTATE\n";
+const MAX_BYTES: usize = 73_728;
+
 /// What a state says.
 #[derive(Debug, PartialEq, Eq)]
 pub struct State {
+    /// The number of its vCPU; version 1 has none.
+    pub vcpu: Option<u32>,
     /// XCR0, IA32_XFD, IA32_XFD_ERR.
     pub registers: [u64; 3],
     /// The area, with zeros where the format has nothing.
     pub area: Vec<u8>,
 }
 
+/// Where the fields of a state of that version begin.
+fn fields(version: u8) -> usize {
+    12 + 4 * usize::from(version)
+}
+
 /// Reads exactly `bytes` for a reader with that layout; or a word for the rule that they break.
 pub fn state(bytes: &[u8], layout: &Layout) -> Result<State, &'static str> {
-    if !(68..=73_728).contains(&bytes.len()) {
+    if !(68..=MAX_BYTES).contains(&bytes.len()) {
         return Err("length");
     }
     let (body, stored) = bytes.split_at(bytes.len() - 4);
-    if body[..8] != *b"\x89XSTATE\n" || body[8..12] != [1, 0, 0, 0] {
+    let version = body[8];
+    if body[..8] != MAGIC || ![1, 2].contains(&version) || body[9..12] != [0; 3] {
         return Err("magic, version, flags");
     }
     if body[12..16] != (bytes.len() as u32).to_le_bytes() {
         return Err("stated length");
     }
-    if stored != crc32(&[body]).to_le_bytes() {
+    if stored != crc32(body).to_le_bytes() {
         return Err("checksum");
     }
-    let registers = [16, 24, 32].map(|at| checker::word(body, at));
-    let (xstate_bv, mxcsr) = (checker::word(body, 40), &body[48..52]);
-    let Some(mut rest) = body[52..].strip_prefix(&tables(layout)[..]) else {
+    let fields = fields(version);
+    if body.len() < fields + 48 {
+        return Err("too short for its fields");
+    }
+    let vcpu = (version == 2).then(|| dword(body, 16));
+    let registers = [0, 8, 16].map(|at| checker::word(body, fields + at));
+    let (xstate_bv, mxcsr) = (checker::word(body, fields + 24), &body[fields + 32..][..4]);
+    let mut tables = tables(layout);
+    let mut rest = body[fields + 36..].strip_prefix(&tables[..]);
+    if version == 1 && rest.is_none() {
+        // The bit that says whether XFD can disable tile data may be 0.
+        let mut entries = tables[12..].chunks_mut(12);
+        if let Some(tile_data) = entries.find(|entry| entry[..2] == [18, 0]) {
+            tile_data[2] &= !4;
+        }
+        rest = body[fields + 36..].strip_prefix(&tables[..]);
+    }
+    let Some(mut rest) = rest else {
         return Err("layout");
     };
     let mut area = vec![0; layout.standard_size()];
@@ -85,11 +111,15 @@ pub fn state(bytes: &[u8], layout: &Layout) -> Result<State, &'static str> {
         .or_else(|| checker::registers(registers, xstate_bv, user, xfd));
     match broken {
         Some(rule) => Err(rule),
-        None => Ok(State { registers, area }),
+        None => Ok(State {
+            vcpu,
+            registers,
+            area,
+        }),
     }
 }
 
-/// A layout as a state has it, from byte 52 on.
+/// A layout as a state has it, from its mask of MXCSR bits on.
 #[must_use]
 pub fn tables(layout: &Layout) -> Vec<u8> {
     let mut entries = Vec::new();
@@ -128,65 +158,68 @@ pub fn tables(layout: &Layout) -> Vec<u8> {
     tables
 }
 
-/// One vCPU in the index of a container.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Member {
-    /// Its identifier.
-    pub vcpu: u32,
-    /// Where its state is.
-    pub range: Range<usize>,
-    /// The copy of the state's checksum.
-    pub checksum: u32,
+/// Where the states that lie one behind the other in `bytes` are, and what is none; and which of them
+/// have a right checksum, no flags, and room for their tables.
+#[must_use]
+pub fn row(bytes: &[u8]) -> Vec<(Range<usize>, bool)> {
+    let (mut at, mut in_vain) = (0, 0);
+    let mut row = Vec::new();
+    while at < bytes.len() {
+        let rest = &bytes[at..];
+        let next = (1..rest.len()).find(|&next| rest[next..].starts_with(&MAGIC));
+        let next = next.unwrap_or(rest.len());
+        let patient = in_vain <= 16 * (at + MAX_BYTES);
+        let (len, whole) = match stated(rest).filter(|&total| total <= rest.len()) {
+            None => (next, false),
+            Some(total) => {
+                let (state, behind) = rest.split_at(total);
+                let ends = behind.is_empty() || behind.starts_with(&MAGIC);
+                let (body, checksum) = state.split_at(total - 4);
+                if !ends && !patient {
+                    (next, false)
+                } else if checksum == crc32(body).to_le_bytes() {
+                    (total, has_room(body))
+                } else if ends && !(patient && next < total && chain(rest, next, total)) {
+                    (total, false)
+                } else {
+                    in_vain += total;
+                    (next, false)
+                }
+            }
+        };
+        row.push((at..at + len, whole));
+        at += len;
+    }
+    row
 }
 
-/// Reads the index of a container; or a word for the rule that it breaks.
-pub fn index(bytes: &[u8]) -> Result<Vec<Member>, &'static str> {
-    if bytes.len() < 48 {
-        return Err("length");
+/// How long the state says that it is, if one begins here.
+fn stated(bytes: &[u8]) -> Option<usize> {
+    let head = bytes.get(..16)?;
+    let total = dword(head, 12) as usize;
+    let sound = head[..8] == MAGIC && [1, 2].contains(&head[8]) && head[9] == 0;
+    (sound && (68..=MAX_BYTES).contains(&total)).then_some(total)
+}
+
+fn has_room(body: &[u8]) -> bool {
+    let fields = fields(body[8]);
+    body[10..12] == [0; 2]
+        && body.len()
+            >= fields + 48 + {
+                let counts = body.get(fields + 40..fields + 44).unwrap_or(&[0; 4]);
+                let count =
+                    |at: usize| usize::from(u16::from_le_bytes([counts[at], counts[at + 1]]));
+                12 * (count(0) + count(2))
+            }
+}
+
+/// Whether states from `at` on, by their lengths, end at `end`.
+fn chain(bytes: &[u8], at: usize, end: usize) -> bool {
+    match at.cmp(&end) {
+        std::cmp::Ordering::Less => stated(&bytes[at..])
+            .is_some_and(|total| at + total <= end && chain(bytes, at + total, end)),
+        order => order.is_eq(),
     }
-    if bytes[..16] != *b"\x89XVCPUS\n\x01\0\0\0\0\0\0\0" {
-        return Err("magic, version, reserved bytes");
-    }
-    let trailer_at = bytes.len() - 32;
-    let trailer = &bytes[trailer_at..];
-    let (index_at, count) = (checker::word(trailer, 0), dword(trailer, 16));
-    if trailer[24..] != *b"\nXINDEX\x89" || checker::word(trailer, 8) != bytes.len() as u64 {
-        return Err("trailer");
-    }
-    if count > 65_536 || index_at < 16 {
-        return Err("place of the index");
-    }
-    if u128::from(index_at) + 16 * u128::from(count) != trailer_at as u128 {
-        return Err("place of the index");
-    }
-    let index_at = index_at as usize;
-    let entries = &bytes[index_at..trailer_at];
-    if dword(trailer, 20) != crc32(&[&bytes[..16], entries, &trailer[..20]]) {
-        return Err("checksum");
-    }
-    let starts = entries.chunks(16).map(|entry| checker::word(entry, 0));
-    let ends = starts.clone().skip(1).chain([index_at as u64]);
-    let mut members: Vec<Member> = Vec::new();
-    let mut expected = 16;
-    for ((entry, start), end) in entries.chunks(16).zip(starts).zip(ends) {
-        let vcpu = dword(entry, 8);
-        if start != expected || end <= start || end > index_at as u64 {
-            return Err("order of states");
-        }
-        if members.last().is_some_and(|last| last.vcpu >= vcpu) {
-            return Err("order of vCPUs");
-        }
-        expected = end;
-        members.push(Member {
-            vcpu,
-            range: start as usize..end as usize,
-            checksum: dword(entry, 12),
-        });
-    }
-    if expected != index_at as u64 {
-        return Err("bytes of no vCPU");
-    }
-    Ok(members)
 }
 
 /// Gives a state that was changed its length and a right checksum, where it is long enough for both.
@@ -201,22 +234,8 @@ pub fn seal_state(bytes: &mut [u8]) {
 /// Gives a state of unchanged length a right checksum.
 pub fn seal_checksum(bytes: &mut [u8]) {
     if let Some((body, checksum)) = bytes.split_last_chunk_mut() {
-        *checksum = crc32(&[body]).to_le_bytes();
+        *checksum = crc32(body).to_le_bytes();
     }
-}
-
-/// Gives a container that was changed a right checksum of its index, where it has one.
-pub fn seal_index(bytes: &mut [u8]) {
-    let Some(trailer_at) = bytes.len().checked_sub(32).filter(|&at| at >= 16) else {
-        return;
-    };
-    let index_at = checker::word(bytes, trailer_at);
-    let index_at = usize::try_from(index_at).unwrap_or(usize::MAX);
-    let Some(entries) = bytes.get(index_at..trailer_at) else {
-        return;
-    };
-    let crc = crc32(&[&bytes[..16], entries, &bytes[trailer_at..][..20]]);
-    bytes[trailer_at + 20..][..4].copy_from_slice(&crc.to_le_bytes());
 }
 
 /// Four bytes as a number.
@@ -225,8 +244,8 @@ pub fn dword(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
 }
 
-/// CRC-32 of IEEE 802.3 of the parts, one after the other.
-fn crc32(parts: &[&[u8]]) -> u32 {
+/// CRC-32 of IEEE 802.3.
+fn crc32(bytes: &[u8]) -> u32 {
     const TABLE: [u32; 256] = {
         let mut table = [0; 256];
         let mut byte = 0;
@@ -241,8 +260,7 @@ fn crc32(parts: &[&[u8]]) -> u32 {
         }
         table
     };
-    let bytes = parts.iter().copied().flatten();
-    !bytes.fold(!0, |crc, &byte| {
+    !bytes.iter().fold(!0, |crc, &byte| {
         (crc >> 8) ^ TABLE[usize::from(crc as u8 ^ byte)]
     })
 }
@@ -251,6 +269,6 @@ fn crc32(parts: &[&[u8]]) -> u32 {
 mod tests {
     #[test]
     fn the_checksum_is_that_of_the_standard() {
-        assert_eq!(super::crc32(&[b"1234", b"56789"]), 0xcbf4_3926);
+        assert_eq!(super::crc32(b"123456789"), 0xcbf4_3926);
     }
 }

@@ -23,8 +23,8 @@ pub mod layouts;
 mod relocate;
 mod sanitize;
 pub mod states;
-mod wire_container;
 mod wire_decode;
+mod wire_states;
 
 pub use compacted_parse::compacted_parse;
 pub use cpuid_table::cpuid_table;
@@ -33,8 +33,8 @@ pub use image_parse::image_parse;
 pub use layout_from_cpuid::layout_from_cpuid;
 pub use relocate::relocate;
 pub use sanitize::sanitize;
-pub use wire_container::wire_container;
 pub use wire_decode::wire_decode;
+pub use wire_states::wire_states;
 
 /// Takes one input; panics when a property does not hold.
 pub type Target = fn(&[u8]);
@@ -48,6 +48,6 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("layout_from_cpuid", layout_from_cpuid),
     ("relocate", relocate),
     ("sanitize", sanitize),
-    ("wire_container", wire_container),
     ("wire_decode", wire_decode),
+    ("wire_states", wire_states),
 ];

@@ -28,6 +28,9 @@ use crate::layout::Layout;
 /// Two images are equal when they have the same layout and describe the same state: bytes of initial
 /// components, of gaps and of the software region are ignored.
 ///
+/// Processors can differ in what they save of x87: AMD's Zen 4 stores FOP, FIP and FDP as 0 unless an
+/// exception is pending (FSW.ES), so two captures of one guest may differ there without a fault.
+///
 /// ```
 /// use xsave_state::{ComponentId, Image, ImageError, XFeatures};
 /// # use xsave_state::{Component, Layout};

@@ -1,4 +1,0 @@
-//! See `amx_fuzz_targets::wire_container`.
-#![no_main]
-
-libfuzzer_sys::fuzz_target!(|data: &[u8]| amx_fuzz_targets::wire_container(data));
