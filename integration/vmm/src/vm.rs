@@ -14,6 +14,7 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::errno;
+use xsave_state::Layout;
 use xsave_state::kvm::{VcpuLayout, VcpuLayoutError, XsaveBuffer};
 
 use crate::bus::Bus;
@@ -155,6 +156,12 @@ impl Vm {
         index: u8,
         cpuid: &CpuId,
     ) -> Result<(), VmError> {
+        let elsewhere = |error| VmError::Layout { vcpu: index, error };
+        // Some kinds of KVM give a vCPU the processor's CPUID: what the guest has read before counts too.
+        let guest = Layout::from_kvm_cpuid(cpuid.as_slice())
+            .map_err(VcpuLayoutError::Layout)
+            .map_err(elsewhere)?;
+        VcpuLayout::new(&guest, host.area()).map_err(elsewhere)?;
         let mut fd = self
             .fd
             .create_vcpu(u64::from(index))
@@ -162,8 +169,7 @@ impl Vm {
         // What KVM made of it is what GET_CPUID2 gives when the vCPU is captured.
         let _ = cpuid_amx::kvm::set_cpuid(&fd, cpuid, host.permission().ok())
             .map_err(|error| VmError::Cpuid { vcpu: index, error })?;
-        let layout = VcpuLayout::query(&mut fd, host.area())
-            .map_err(|error| VmError::Layout { vcpu: index, error })?;
+        let layout = VcpuLayout::query(&mut fd, host.area()).map_err(elsewhere)?;
         self.vcpus.push(Vcpu { fd, layout });
         Ok(())
     }
