@@ -233,10 +233,15 @@ pub enum VcpuCause {
 
 #[cfg(test)]
 mod tests {
-    use amx_guest::Workload;
+    use std::time::Duration;
+
+    use amx_guest::{Kind, Workload};
+    use xsave_state::XFeatures;
 
     use super::*;
+    use crate::bus::Console;
     use crate::host::tests::live;
+    use crate::run::Ended;
 
     /// IA32_MTRR_PHYSBASE0, IA32_MTRR_PHYSMASK0, IA32_MTRR_FIX64K_00000, IA32_MTRR_DEF_TYPE, and
     /// IA32_MC0_CTL, with values that a guest may write.
@@ -282,5 +287,42 @@ mod tests {
                 "{index:#x}"
             );
         }
+    }
+
+    /// The host would not survive the next KVM_RUN. On a KVM with AMX.
+    #[test]
+    fn tiles_that_were_disabled_behind_our_back_are_taken_out() {
+        let Some(host) = live() else { return };
+        if host.best_kind() != Some(Kind::Tiles) {
+            println!("skipped: this KVM has no AMX");
+            return;
+        }
+        let tiles = XFeatures::XTILEDATA;
+        let workload = Workload::new(Kind::Tiles, 1, 1 << 30);
+        let mut vm = Vm::boot(&host, Kind::Tiles, &[workload]).unwrap();
+        loop {
+            let ended = vm.run(&Console::default(), Duration::from_millis(1));
+            assert_eq!(ended.unwrap(), Ended::Stopped);
+            let [stopped] = vm.at_stop(&host).unwrap()[..] else {
+                panic!()
+            };
+            if stopped.in_use & tiles.bits() != 0 {
+                break;
+            }
+        }
+        let xfd = kvm_msr_entry {
+            index: MSR_IA32_XFD,
+            data: tiles.bits(),
+            ..Default::default()
+        };
+        let xfd = Msrs::from_entries(&[xfd]).unwrap();
+        assert_eq!(vm.vcpus[0].fd.set_msrs(&xfd), Ok(1));
+        let snapshot = vm.capture(&host).unwrap();
+        let extended = snapshot.vcpus[0].extended();
+        assert_eq!(extended.registers().xfd, tiles);
+        assert!(!extended.image().xstate_bv().contains(tiles));
+        let Vcpu { fd, layout } = &mut vm.vcpus[0];
+        let again = kvm::capture(fd, layout, &mut vm.buffer).unwrap();
+        assert!(again.disabled.is_empty());
     }
 }
