@@ -6,8 +6,7 @@ use core::fmt;
 use bitflags::bitflags;
 use thiserror::Error;
 use xsave_state::layout::MAX_PALETTES;
-use xsave_state::tile::Palette;
-use xsave_state::{LayoutError, XFeatures};
+use xsave_state::{LayoutError, Palette, XFeatures};
 
 pub(crate) const XSAVE_BIT: u32 = 1 << 26;
 pub(crate) const LEAF_7: u32 = 7;

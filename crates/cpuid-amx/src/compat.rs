@@ -8,8 +8,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use thiserror::Error;
-use xsave_state::relayout::{Allowed, Loss, RelayoutError, relayout};
-use xsave_state::{ExtendedState, Layout, LayoutError, Misfit, XFeatures};
+use xsave_state::{ExtendedState, Layout, LayoutError, Losses, Misfit, RelocateError, XFeatures};
 
 use crate::features::{ComponentShape, Feature, FeatureSet, XsaveFeatures};
 use crate::host::{Host, NoKvm, Permission};
@@ -167,23 +166,23 @@ fn is_active(active: Option<XFeatures>, components: XFeatures) -> bool {
 fn layout(there: &FeatureSet, host: &Host) -> Result<Layout, LayoutError> {
     let registers = there.to_table();
     Layout::from_cpuid(|leaf, subleaf| {
-        if leaf < 0x4000_0000 {
-            registers.leaf(leaf, subleaf)
-        } else {
+        // Leaf 1 says whether there is XSAVE, and an extended leaf what MXCSR has.
+        if leaf == 1 || leaf >= 0x4000_0000 {
             let table = host.guest_cpuid();
             table.map_or([0; 4], |table| table.leaf(leaf, subleaf))
+        } else {
+            registers.leaf(leaf, subleaf)
         }
     })
 }
 
 fn states(vcpu: u32, state: &ExtendedState<'_>, target: &Layout, reasons: &mut Vec<Reason>) {
-    match relayout(state, target, Allowed::NOTHING) {
+    match state.relocate(target, Losses::empty()) {
         Ok(_) => {
-            let in_use = state.image().xstate_bv();
-            let misfits = state.layout().misfits(target, in_use);
+            let misfits = state.misfits(target);
             reasons.extend(misfits.map(|misfit| Reason::Misfit { vcpu, misfit }));
         }
-        Err(RelayoutError::Lossy { losses }) => {
+        Err(RelocateError::Lossy { losses }) => {
             reasons.extend(losses.into_iter().map(|loss| Reason::Loss { vcpu, loss }));
         }
         Err(error) => reasons.push(Reason::State { vcpu, error }),
@@ -258,7 +257,7 @@ impl fmt::Display for Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Remedy {
-    /// To move the states into the host's layout ([`xsave_state::relayout`]). Nothing is lost, but
+    /// To move the states into the host's layout ([`ExtendedState::relocate`]). Nothing is lost, but
     /// the guest does not notice: where it uses the standard format itself, with places that it has
     /// read from CPUID before, these are wrong from then on. The compacted format, which Linux uses
     /// for its own areas, does not depend on them.
@@ -324,7 +323,7 @@ pub enum Reason {
         /// The vCPU.
         vcpu: u32,
         /// What.
-        loss: Loss,
+        loss: Misfit,
     },
     /// The state of a vCPU cannot be moved. Not known to be possible.
     #[error("vCPU {vcpu}: {error}")]
@@ -332,7 +331,7 @@ pub enum Reason {
         /// The vCPU.
         vcpu: u32,
         /// Why.
-        error: RelayoutError,
+        error: RelocateError,
     },
     /// The host has no area for extended state.
     #[error("the host has no place for extended state: {0}")]

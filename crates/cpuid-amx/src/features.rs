@@ -11,8 +11,7 @@ use core::fmt;
 
 use bitflags::bitflags;
 use xsave_state::layout::MAX_PALETTES;
-use xsave_state::tile::Palette;
-use xsave_state::{ComponentId, XFeatures};
+use xsave_state::{ComponentId, Palette, XFeatures};
 
 use crate::amx::{
     AmxFeatures, LEAF_7, LEAF_TILES, LEAF_TMUL, LEAF_XSAVE, Leaves, TmulLimits, XSAVE_BIT,

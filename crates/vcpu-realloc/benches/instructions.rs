@@ -15,8 +15,8 @@ use std::process::Command;
 use kvm_ioctls::{Kvm, MsrExitReason, VcpuExit, VcpuFd, WriteMsrExit};
 use vcpu_realloc::kvm::{ExitHandler, Handled, Options, VmGate};
 use vcpu_realloc::{Answer, Gate, Request};
-use xsave_state::Layout;
-use xsave_state::kvm::{XsaveBuffer, XsaveSize};
+use xsave_state::kvm::{HostArea, XsaveBuffer};
+use xsave_state::{Component, ComponentId, Layout, Palette};
 
 /// More instructions than this per exit are a failure.
 const LIMIT: u64 = 5;
@@ -140,19 +140,18 @@ impl Vmm {
 
 fn run(with: bool, exit: &str, calls: u64) {
     let vm = Kvm::new().unwrap().create_vm().unwrap();
-    let layout = Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-        (0, _) => [0x1e, 0, 0, 0],
-        (0xd, 0) => [0x60003, 11008, 11008, 0],
-        (0xd, 1) => [0x1f, 9088, 0, 0],
-        (0xd, 17) => [64, 2752, 2, 0],
-        (0xd, 18) => [8192, 2816, 6, 0],
-        _ => [0; 4],
-    })
+    let layout = Layout::from_parts(
+        [
+            Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
+            Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
+        ],
+        [Palette::ONE],
+    )
     .unwrap();
     assert!(!Gate::new(&layout).has_passed());
     let gate = VmGate::install(&vm, &layout, Options::default()).unwrap();
     let vcpu = vm.create_vcpu(0).unwrap();
-    let buffer = XsaveBuffer::new(XsaveSize::query(&vm, &vcpu).unwrap());
+    let buffer = XsaveBuffer::new(&HostArea::query(&vm, &vcpu).unwrap());
     let mut vmm = Vmm {
         handler: gate.vcpu(0, &mut grant).unwrap(),
         vcpu,

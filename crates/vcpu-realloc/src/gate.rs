@@ -27,18 +27,16 @@ pub use event::Event;
 /// ```
 /// use vcpu_realloc::{Action, Event, Gate};
 /// use xsave_state::XFeatures;
-/// # fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
-/// #     match (leaf, subleaf) {
-/// #         (0, _) => [0x1e, 0, 0, 0],
-/// #         (0xd, 0) => [0x60007, 11008, 11008, 0],
-/// #         (0xd, 1) => [0x1f, 9088, 0, 0],
-/// #         (0xd, 2) => [256, 576, 0, 0],
-/// #         (0xd, 17) => [64, 2752, 2, 0],
-/// #         (0xd, 18) => [8192, 2816, 6, 0],
-/// #         _ => [0; 4],
-/// #     }
-/// # }
-/// # let layout = xsave_state::Layout::from_cpuid(cpuid).unwrap();
+/// # use xsave_state::{Component, ComponentId, Layout, Palette};
+/// # let layout = Layout::from_parts(
+/// #     [
+/// #         Component::user(ComponentId::AVX, 576, 256),
+/// #         Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
+/// #         Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
+/// #     ],
+/// #     [Palette::ONE],
+/// # )
+/// # .unwrap();
 /// let mut gate = Gate::new(&layout);
 /// let amx = XFeatures::from_bits_retain(0x60007);
 /// let tiles = XFeatures::XTILEDATA;

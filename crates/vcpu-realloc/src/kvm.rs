@@ -28,7 +28,6 @@
 //! | [`ExitHandler`] | the exits of one vCPU |
 //! | [`Options`], [`Policy`] | who is grown at a first use, and when the trap is lifted |
 //! | [`MsrFilter`] | a VMM's own MSR filter, with which the trap is merged |
-//! | [`pass_through_early`] | hardening for kernels before the fix for CVE-2026-23005 |
 //!
 //! A VMM with a seccomp filter allows its vCPU threads KVM_GET_XCRS, KVM_GET_XSAVE2, KVM_SET_XSAVE and
 //! KVM_SET_MSRS on the vCPU, and KVM_X86_SET_MSR_FILTER and KVM_ENABLE_CAP on the VM.
@@ -38,7 +37,6 @@
 //! #GP for them sets the exit's `error` to 1, which is that #GP.
 
 mod driver;
-mod early;
 mod filter;
 mod ioctl;
 mod policy;
@@ -48,7 +46,6 @@ mod tests;
 mod vm;
 
 pub use driver::{ExitHandler, HandleError, Handled, ObserveError};
-pub use early::pass_through_early;
 pub use filter::{FilterError, MsrFilter, MsrRange};
 pub use policy::Policy;
 pub use rewind::RewindError;

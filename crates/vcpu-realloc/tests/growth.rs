@@ -15,27 +15,26 @@ use vcpu_realloc::growth::{
     Answer, Grow, Ledger, LedgerError, LoadError, Request, Scope, StateMemory, StoreError,
 };
 use vcpu_realloc::{Action, Event, Gate, Growth};
-use xsave_state::{ExtendedState, Image, Layout, Registers, XFeatures};
+use xsave_state::{
+    Component, ComponentId, ExtendedState, Image, Layout, Palette, Registers, XFeatures,
+};
 
 const TILES: XFeatures = XFeatures::XTILEDATA;
 
 /// A guest of a Sapphire Rapids.
 fn layout() -> Layout {
-    Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-        (0, _) => [0x20, 0, 0, 0],
-        (0xd, 0) => [0x602e7, 0x2b00, 0x2b00, 0],
-        (0xd, 1) => [0x1f, 0x2a00, 0, 0],
-        (0xd, 2) => [256, 576, 0, 0],
-        (0xd, 5) => [64, 1088, 0, 0],
-        (0xd, 6) => [512, 1152, 0, 0],
-        (0xd, 7) => [1024, 1664, 0, 0],
-        (0xd, 9) => [8, 2688, 0, 0],
-        (0xd, 17) => [64, 2752, 2, 0],
-        (0xd, 18) => [8192, 2816, 6, 0],
-        (0x1d, 0) => [1, 0, 0, 0],
-        (0x1d, 1) => [0x0400_2000, 0x0008_0040, 0x10, 0],
-        _ => [0; 4],
-    })
+    Layout::from_parts(
+        [
+            Component::user(ComponentId::AVX, 576, 256),
+            Component::user(ComponentId::OPMASK, 1088, 64),
+            Component::user(ComponentId::ZMM_HI256, 1152, 512),
+            Component::user(ComponentId::HI16_ZMM, 1664, 1024),
+            Component::user(ComponentId::PKRU, 2688, 8),
+            Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
+            Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
+        ],
+        [Palette::ONE],
+    )
     .unwrap()
 }
 
@@ -59,10 +58,7 @@ fn state(layout: &Layout, in_use: u64, seed: u8) -> ExtendedState<'static> {
     area[416..576].fill(0);
     area[512..520].copy_from_slice(&in_use.to_le_bytes());
     area[2752..2816].fill(0);
-    let registers = Registers {
-        xcr0: layout.user(),
-        ..Registers::RESET
-    };
+    let registers = Registers::RESET.with_xcr0(layout.user());
     let image = Image::parse(&area, layout).unwrap().into_owned();
     ExtendedState::new(image, registers).unwrap()
 }

@@ -13,7 +13,7 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry, kvm_userspace_mem
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vcpu_realloc::Answer;
 use vcpu_realloc::kvm::{Handled, Options, VmGate};
-use xsave_state::kvm::{self, MSR_IA32_XFD, XsaveBuffer, XsaveSize};
+use xsave_state::kvm::{self, HostArea, MSR_IA32_XFD, VcpuLayout, XsaveBuffer};
 use xsave_state::{ComponentId, ExtendedState, Image, Layout, Registers, XFeatures};
 
 const HLT: u8 = 0xf4;
@@ -28,7 +28,7 @@ struct Page([u8; 4096]);
 
 struct Machine {
     vcpu: VcpuFd,
-    layout: Layout,
+    layout: VcpuLayout,
     buffer: XsaveBuffer,
     vm: VmFd,
     /// The guest's memory; the VM goes first.
@@ -48,29 +48,21 @@ impl Machine {
         };
         // SAFETY: The page is 4,096 bytes, aligned, and lives in the `Machine` for as long as the VM.
         unsafe { vm.set_user_memory_region(region) }.unwrap();
-        let vcpu = vm.create_vcpu(0).unwrap();
+        let mut vcpu = vm.create_vcpu(0).unwrap();
         let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
         vcpu.set_cpuid2(&cpuid).unwrap();
-        let layout = Layout::from_cpuid(|leaf, subleaf| {
-            let mut same = cpuid
-                .as_slice()
-                .iter()
-                .filter(|e| e.function == leaf && e.index == subleaf);
-            same.next().map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
-        })
-        .unwrap();
-        let buffer = XsaveBuffer::new(XsaveSize::query(&vm, &vcpu).unwrap());
+        let host = HostArea::query(&vm, &vcpu).unwrap();
         Self {
+            layout: VcpuLayout::query(&mut vcpu, &host).unwrap(),
+            buffer: XsaveBuffer::new(&host),
             vcpu,
-            layout,
-            buffer,
             vm,
             _page: page,
         }
     }
 
     fn restore(&mut self, state: &ExtendedState<'_>) {
-        kvm::restore(&self.vcpu, state, &mut self.buffer).unwrap();
+        kvm::restore(&mut self.vcpu, state, &self.layout, &mut self.buffer).unwrap();
     }
 
     /// Runs the guest up to its HLT. For that the host loads the guest's extended state into the processor.
@@ -117,11 +109,7 @@ fn live_tiles(layout: &Layout) -> ExtendedState<'static> {
     for (byte, number) in area[data..data + 8192].iter_mut().zip((0..=250_u8).cycle()) {
         *byte = number;
     }
-    let registers = Registers {
-        xcr0: layout.user(),
-        xfd: XFeatures::empty(),
-        xfd_err: XFeatures::empty(),
-    };
+    let registers = Registers::RESET.with_xcr0(layout.user());
     ExtendedState::new(Image::parse(&area, layout).unwrap().into_owned(), registers).unwrap()
 }
 
@@ -134,7 +122,7 @@ fn main() {
     cpuid_amx::GuestPermission::request().unwrap();
     let tiles = XFeatures::from_bits_retain(1 << 18);
     let mut machine = Machine::new();
-    let state = live_tiles(&machine.layout);
+    let state = live_tiles(machine.layout.layout());
     machine.restore(&state);
     machine.run();
     println!("live tiles run");
@@ -147,7 +135,8 @@ fn main() {
         }
         // The guest's own write, which leaves to us, performed naively or by the gate.
         Some(how @ ("trapped-naive" | "trapped-ours")) => {
-            let gate = VmGate::install(&machine.vm, &machine.layout, Options::default()).unwrap();
+            let gate =
+                VmGate::install(&machine.vm, machine.layout.layout(), Options::default()).unwrap();
             let mut handler = gate.vcpu(0, &mut Answer::Deny).unwrap();
             machine.go_to(ARM);
             let (index, value) = match machine.vcpu.run().unwrap() {
@@ -171,11 +160,11 @@ fn main() {
             println!("the host survived");
         }
         Some("ours") => {
-            let released = kvm::write_xfd(&machine.vcpu, tiles, &mut machine.buffer).unwrap();
+            let released = kvm::write_xfd(&mut machine.vcpu, tiles, &mut machine.buffer).unwrap();
             assert_eq!(released, tiles);
             println!("before the run");
             machine.run();
-            let saved = kvm::capture(&machine.vcpu, &machine.layout, &mut machine.buffer)
+            let saved = kvm::capture(&mut machine.vcpu, &machine.layout, &mut machine.buffer)
                 .unwrap()
                 .state
                 .into_owned();

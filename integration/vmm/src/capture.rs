@@ -4,18 +4,16 @@ use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vmm_sys_util::errno;
-use xsave_state::LayoutError;
-use xsave_state::kvm::{
-    self, MSR_IA32_XFD, MSR_IA32_XFD_ERR, XsaveBuffer, XsaveSize, XsaveSizeError,
-};
+use xsave_state::ExtendedState;
+use xsave_state::kvm::{self, MSR_IA32_XFD, MSR_IA32_XFD_ERR, VcpuLayout, XsaveBuffer};
 
-use crate::host::{self, Host};
+use crate::host::Host;
 use crate::linux::devices::Devices;
 use crate::memory::{MemoryError, Pages};
 use crate::platform::{Platform, PlatformError};
 use crate::registers::{CpuidEntry, Msr};
 use crate::snapshot::{AtStop, Snapshot, VcpuState};
-use crate::vm::Vm;
+use crate::vm::{Vcpu, Vm};
 
 /// As many as KVM_GET_MSRS and KVM_SET_MSRS take: fewer than MAX_IO_MSRS, which is 256
 /// (arch/x86/kvm/x86.c, msr_io).
@@ -27,7 +25,7 @@ impl Vm {
     /// # Errors
     ///
     /// The step that failed. The VM is as it was.
-    pub fn capture(&self, host: &Host) -> Result<Snapshot, CaptureError> {
+    pub fn capture(&mut self, host: &Host) -> Result<Snapshot, CaptureError> {
         Ok(Snapshot {
             vcpus: self.capture_vcpus(host, false)?,
             memory: Pages::read(&self.memory, self.memory_bytes)?,
@@ -41,7 +39,11 @@ impl Vm {
     /// # Errors
     ///
     /// As [`capture`](Self::capture).
-    pub fn capture_linux(&self, host: &Host, devices: &Devices) -> Result<Snapshot, CaptureError> {
+    pub fn capture_linux(
+        &mut self,
+        host: &Host,
+        devices: &Devices,
+    ) -> Result<Snapshot, CaptureError> {
         Ok(Snapshot {
             vcpus: self.capture_vcpus(host, true)?,
             platform: Some(Platform::capture(&self.fd, devices.state())?),
@@ -55,46 +57,43 @@ impl Vm {
     /// # Errors
     ///
     /// As [`capture`](Self::capture).
-    pub fn at_stop(&self, host: &Host) -> Result<Vec<AtStop>, CaptureError> {
+    pub fn at_stop(&mut self, host: &Host) -> Result<Vec<AtStop>, CaptureError> {
         let vcpus = self.capture_vcpus(host, false)?;
         Ok(vcpus.iter().map(AtStop::of).collect())
     }
 
     pub(crate) fn capture_vcpus(
-        &self,
+        &mut self,
         host: &Host,
         with_lapic: bool,
     ) -> Result<Vec<VcpuState>, CaptureError> {
-        let Some(first) = self.vcpus.first() else {
+        if self.vcpus.is_empty() {
             return Err(CaptureError::NoVcpu);
-        };
-        let mut buffer = XsaveBuffer::new(XsaveSize::query(&self.fd, first)?);
+        }
         (0..)
-            .zip(&self.vcpus)
-            .map(|(vcpu, fd)| {
-                capture_vcpu(fd, host.msr_indices(), &mut buffer, with_lapic)
-                    .map_err(|cause| CaptureError::Vcpu { vcpu, cause })
+            .zip(&mut self.vcpus)
+            .map(|(index, vcpu)| {
+                capture_vcpu(vcpu, host.msr_indices(), &mut self.buffer, with_lapic)
+                    .map_err(|cause| CaptureError::Vcpu { vcpu: index, cause })
             })
             .collect()
     }
 }
 
 fn capture_vcpu(
-    fd: &VcpuFd,
+    vcpu: &mut Vcpu,
     msr_indices: &[u32],
     buffer: &mut XsaveBuffer,
     with_lapic: bool,
 ) -> Result<VcpuState, VcpuCause> {
     let failed = |ioctl| move |error| VcpuCause::Ioctl { ioctl, error };
+    let Vcpu { fd, layout } = vcpu;
     // KVM_GET_MP_STATE first: it makes KVM take in events that are still on their way.
     let mp_state = fd.get_mp_state().map_err(failed("KVM_GET_MP_STATE"))?;
-    // The vCPU's own CPUID says where its components lie; KVM may have changed what it was given.
     let cpuid = fd
         .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
         .map_err(failed("KVM_GET_CPUID2"))?;
-    let layout = host::layout(cpuid.as_slice())?;
-    // What old kernels report beyond the guest's components is not the guest's: left out.
-    let captured = kvm::capture(fd, &layout, buffer)?;
+    let extended = capture_extended(fd, layout, buffer)?;
     let lapic = if with_lapic {
         // Tells the guest, should it go on here, that it was stopped, so that its watchdogs stay calm. It
         // may have no kvmclock yet, or none at all.
@@ -112,7 +111,7 @@ fn capture_vcpu(
             .copied()
             .map(CpuidEntry::from)
             .collect(),
-        extended: captured.state.into_owned(),
+        extended,
         general: fd.get_regs().map_err(failed("KVM_GET_REGS"))?.into(),
         special: fd.get_sregs().map_err(failed("KVM_GET_SREGS"))?.into(),
         debug: fd
@@ -126,6 +125,26 @@ fn capture_vcpu(
         mp_state: mp_state.into(),
         msrs: read_msrs(fd, msr_indices).map_err(failed("KVM_GET_MSRS"))?,
     })
+}
+
+/// The extended state. The vCPU can run on afterwards.
+fn capture_extended(
+    fd: &mut VcpuFd,
+    layout: &VcpuLayout,
+    buffer: &mut XsaveBuffer,
+) -> Result<ExtendedState<'static>, VcpuCause> {
+    // What old kernels report beyond the guest's components is not the guest's: left out.
+    let captured = kvm::capture(fd, layout, buffer)?;
+    if captured.pkru_unknown {
+        return Err(VcpuCause::PkruUnknown);
+    }
+    let disabled = captured.disabled;
+    let state = captured.state.into_owned();
+    if !disabled.is_empty() {
+        // An old kernel has kept tiles that IA32_XFD disables. With them, the next KVM_RUN takes the host down.
+        kvm::restore(fd, &state, layout, buffer).map_err(VcpuCause::Disabled)?;
+    }
+    Ok(state)
 }
 
 /// All of `indices` that can be read, without those that belong to the extended state.
@@ -169,9 +188,6 @@ pub enum CaptureError {
     /// There is nothing to be read.
     #[error("the VM has no vCPU")]
     NoVcpu,
-    /// The size of the extended state cannot be.
-    #[error(transparent)]
-    XsaveSize(#[from] XsaveSizeError),
     /// The state of the VM could not be read.
     #[error(transparent)]
     Platform(#[from] PlatformError),
@@ -201,12 +217,18 @@ pub enum VcpuCause {
         /// By the kernel.
         error: errno::Error,
     },
-    /// The vCPU's CPUID describes an area that cannot exist.
-    #[error("its CPUID: {0}")]
-    Layout(#[from] LayoutError),
     /// The extended state could not be read, or is not valid.
     #[error(transparent)]
     Extended(#[from] kvm::CaptureError),
+    /// KVM does not tell the guest's PKRU.
+    #[error(
+        "KVM does not tell the guest's PKRU, because that of the vCPU's thread was 0 when the vCPU was \
+         stopped: run the vCPU on a thread with another one"
+    )]
+    PkruUnknown,
+    /// Tiles that IA32_XFD disables were in use, and could not be taken out of the vCPU.
+    #[error("tiles are in use that IA32_XFD disables, and cannot be taken out: {0}")]
+    Disabled(kvm::RestoreError),
 }
 
 #[cfg(test)]
@@ -234,7 +256,7 @@ mod tests {
         let vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
         // IA32_TSC, which every vCPU has.
         for count in [254, 255, 256, 257, 600] {
-            let read = read_msrs(&vm.vcpus[0], &vec![0x10; count]).unwrap();
+            let read = read_msrs(&vm.vcpus[0].fd, &vec![0x10; count]).unwrap();
             assert_eq!(read.len(), count);
         }
     }
@@ -244,7 +266,7 @@ mod tests {
     fn memory_types_and_machine_checks_are_captured_and_arrive() {
         let Some(host) = live() else { return };
         let kind = host.best_kind().unwrap();
-        let vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
+        let mut vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
         let mut snapshot = vm.capture(&host).unwrap();
         for (index, value) in UNLISTED {
             let mut msrs = snapshot.vcpus[0].msrs.iter_mut();
@@ -252,7 +274,7 @@ mod tests {
             msr.unwrap_or_else(|| panic!("{index:#x} is not captured"))
                 .data = value;
         }
-        let restored = Vm::restore(&host, &snapshot).unwrap();
+        let mut restored = Vm::restore(&host, &snapshot).unwrap();
         let after = restored.capture(&host).unwrap();
         for (index, data) in UNLISTED {
             assert!(

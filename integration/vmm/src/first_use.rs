@@ -6,7 +6,6 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
-use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vcpu_realloc::growth::{Ledger, LedgerError};
@@ -14,12 +13,10 @@ use vcpu_realloc::kvm::{
     ExitHandler, HandleError, Handled, InstallError, ObserveError, Options, StartError, VmGate,
 };
 use vcpu_realloc::{Answer, Request};
-use vmm_sys_util::errno;
-use xsave_state::kvm::{CaptureError, XsaveBuffer, XsaveSize, XsaveSizeError, capture};
-use xsave_state::{Layout, LayoutError};
+use xsave_state::kvm::{CaptureError, XsaveBuffer, capture};
 
-use crate::host;
-use crate::vm::Vm;
+use crate::host::Host;
+use crate::vm::{Vcpu, Vm};
 
 /// The gate of a VM, with memory for the state of its vCPUs.
 pub struct FirstUse {
@@ -40,20 +37,18 @@ impl FirstUse {
     /// # Errors
     ///
     /// The step that failed.
-    pub fn watch(vm: &Vm) -> Result<Self, FirstUseError> {
+    pub fn watch(host: &Host, vm: &mut Vm) -> Result<Self, FirstUseError> {
         let first = vm.vcpus.first().ok_or(FirstUseError::NoVcpu)?;
-        let layout = layout(first)?;
-        let size = XsaveSize::query(&vm.fd, first)?;
-        let gate = VmGate::install(&vm.fd, &layout, Options::default())?;
+        let gate = VmGate::install(&vm.fd, first.layout.layout(), Options::default())?;
         let ledger = Mutex::new(Ledger::new());
         let mut gates = Vec::with_capacity(vm.vcpus.len());
-        for (number, vcpu) in (0..).zip(&vm.vcpus) {
-            lock(&ledger).add(number, &layout)?;
+        for (number, Vcpu { fd, layout }) in (0..).zip(&mut vm.vcpus) {
+            lock(&ledger).add(number, layout.layout())?;
             let mut vmm = allocate(&ledger);
             let mut handler = gate.vcpu(number, &mut vmm)?;
-            let mut buffer = XsaveBuffer::new(size);
+            let mut buffer = XsaveBuffer::new(host.area());
             // A restored vCPU may have passed elsewhere.
-            let state = capture(vcpu, &layout, &mut buffer)?.state;
+            let state = capture(fd, layout, &mut buffer)?.state;
             handler.restored(&state, &mut vmm)?;
             drop(state);
             gates.push(Gate { handler, buffer });
@@ -114,13 +109,6 @@ fn lock<T>(ledger: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn layout(vcpu: &VcpuFd) -> Result<Layout, FirstUseError> {
-    let cpuid = vcpu
-        .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
-        .map_err(FirstUseError::Cpuid)?;
-    Ok(host::layout(cpuid.as_slice())?)
-}
-
 /// The first use of AMX cannot be watched.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -128,15 +116,6 @@ pub enum FirstUseError {
     /// The VM has no vCPU.
     #[error("the VM has no vCPU")]
     NoVcpu,
-    /// KVM_GET_CPUID2 failed.
-    #[error("KVM_GET_CPUID2: {0}")]
-    Cpuid(#[source] errno::Error),
-    /// The guest's CPUID describes no area.
-    #[error("the guest's CPUID: {0}")]
-    Layout(#[from] LayoutError),
-    /// KVM does not say how large an area is.
-    #[error(transparent)]
-    Size(#[from] XsaveSizeError),
     /// The trap could not be set.
     #[error(transparent)]
     Install(#[from] InstallError),

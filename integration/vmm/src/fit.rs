@@ -195,8 +195,7 @@ mod tests {
     use amx_guest::Workload;
     use cpuid_amx::compat::Reason as Compat;
     use cpuid_amx::{AmxFeatures, Feature, Policy, Table};
-    use xsave_state::relayout::Loss;
-    use xsave_state::{ComponentId, ExtendedState, Misfit, Registers, XFeatures};
+    use xsave_state::{ComponentId, ExtendedState, Misfit, XFeatures};
 
     use super::*;
     use crate::host::tests::live;
@@ -244,7 +243,7 @@ mod tests {
         }
         for vcpu in 0..2 {
             for component in [ComponentId::XTILECFG, ComponentId::XTILEDATA] {
-                let loss = Loss::Missing { component };
+                let loss = Misfit::Missing { component };
                 assert!(reasons.contains(&Compat::Loss { vcpu, loss }));
             }
         }
@@ -268,10 +267,7 @@ mod tests {
     fn armed_xfd_needs_a_host_that_has_it() {
         let armed = snapshot().map_extended(|extended| {
             let image = extended.image().clone().without(XFeatures::XTILEDATA);
-            let registers = Registers {
-                xfd: XFeatures::XTILEDATA,
-                ..extended.registers()
-            };
+            let registers = extended.registers().with_xfd(XFeatures::XTILEDATA);
             ExtendedState::new(image, registers).unwrap()
         });
         assert_eq!(reasons(&armed, &host(&[])), []);
@@ -279,7 +275,10 @@ mod tests {
         let reasons = reasons(&armed, &host(&[(0xd, 1, [0xf, 0x2a00, 0, 0])]));
         for vcpu in 0..2 {
             let xfd = XFeatures::XTILEDATA;
-            let loss = Loss::Xfd { xfd, lost: xfd };
+            let loss = Misfit::Xfd {
+                xfd,
+                unsupported: xfd,
+            };
             assert!(reasons.contains(&Compat::Loss { vcpu, loss }));
         }
     }
@@ -289,7 +288,7 @@ mod tests {
     fn a_snapshot_is_compared_with_all_of_the_host() {
         let Some(host) = live() else { return };
         let kind = host.best_kind().unwrap();
-        let vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
+        let mut vm = Vm::boot(&host, kind, &[Workload::new(kind, 1, 1000)]).unwrap();
         let here = vm.capture(&host).unwrap();
         assert_eq!(here.fit(&host), Ok(()));
         let refused = |change: fn(&mut Snapshot)| {

@@ -12,7 +12,7 @@ use kvm_ioctls::{Cap, Kvm};
 use nix::errno::Errno;
 use thiserror::Error;
 use vmm_sys_util::errno;
-use xsave_state::kvm::{XsaveSize, XsaveSizeError};
+use xsave_state::kvm::{HostArea, HostAreaError};
 use xsave_state::{Layout, LayoutError, XFeatures};
 
 /// KVM's device file.
@@ -32,7 +32,7 @@ pub struct Host {
     permission: Result<GuestPermission, PermissionError>,
     description: cpuid_amx::Host,
     layout: Layout,
-    xsave_size: usize,
+    area: HostArea,
     msr_indices: Vec<u32>,
     tsc_khz: Option<u32>,
     scales_tsc: bool,
@@ -93,8 +93,8 @@ impl Host {
         let guest_cpuid = vcpu
             .get_cpuid2(KVM_MAX_CPUID_ENTRIES)
             .map_err(HostError::Create)?;
-        let layout = layout(guest_cpuid.as_slice())?;
-        let xsave_size = XsaveSize::query(&vm, &vcpu)?.bytes();
+        let layout = Layout::from_kvm_cpuid(guest_cpuid.as_slice())?;
+        let area = HostArea::query(&vm, &vcpu)?;
         let listed = kvm.get_msr_index_list().map_err(HostError::MsrList)?;
         let mut msr_indices = listed.as_slice().to_vec();
         let others = unlisted_msrs().filter(|index| !msr_indices.contains(index));
@@ -108,7 +108,7 @@ impl Host {
             permission,
             description: cpuid_amx::host::probe_at(path),
             layout,
-            xsave_size,
+            area,
             msr_indices,
             tsc_khz: vcpu.get_tsc_khz().ok(),
         })
@@ -197,7 +197,12 @@ impl Host {
     /// KVM_CAP_XSAVE2 in bytes, with the permission as it is.
     #[must_use]
     pub fn xsave_size(&self) -> usize {
-        self.xsave_size
+        self.area.bytes()
+    }
+
+    /// The area that KVM copies for vCPUs of this process.
+    pub(crate) fn area(&self) -> &HostArea {
+        &self.area
     }
 
     /// The capabilities that matter here.
@@ -274,10 +279,6 @@ pub fn kernel() -> Option<String> {
     Some(text.trim().to_owned())
 }
 
-pub(crate) fn layout(cpuid: &[kvm_bindings::kvm_cpuid_entry2]) -> Result<Layout, LayoutError> {
-    Layout::from_cpuid(|leaf, subleaf| find(cpuid, leaf, subleaf))
-}
-
 fn find(cpuid: &[kvm_bindings::kvm_cpuid_entry2], leaf: u32, subleaf: u32) -> [u32; 4] {
     cpuid
         .iter()
@@ -341,9 +342,9 @@ pub enum HostError {
     /// KVM does not take its own supported CPUID.
     #[error(transparent)]
     SetCpuid(#[from] SetCpuidError),
-    /// The size of the state cannot be.
+    /// KVM reports a size that the state cannot have, or the processor a layout.
     #[error(transparent)]
-    XsaveSize(#[from] XsaveSizeError),
+    Area(#[from] HostAreaError),
 }
 
 impl HostError {

@@ -126,12 +126,11 @@ impl Vm {
         for index in 0..linux.vcpus {
             let cpuid = cpu::cpuid(host, supported.as_slice(), index, linux.vcpus)
                 .ok_or(LinuxError::CpuidFull)?;
-            let vcpu = vm.add_vcpu(host, index, &cpuid)?;
-            vm.vcpus.push(vcpu);
+            vm.add_vcpu(host, index, &cpuid)?;
         }
         cpu::write_tables(&vm.memory)?;
         for (index, vcpu) in (0..).zip(&vm.vcpus) {
-            cpu::set_registers(vcpu, (index == 0).then_some(entry))
+            cpu::set_registers(&vcpu.fd, (index == 0).then_some(entry))
                 .map_err(|error| VmError::Boot { vcpu: index, error })?;
         }
         Ok(vm)

@@ -1,7 +1,7 @@
 //! A snapshot for a host whose processor has other components, or has them elsewhere.
 
 use thiserror::Error;
-use xsave_state::relayout::{Allowed, RelayoutError, relayout};
+use xsave_state::{Losses, RelocateError};
 
 use crate::host::Host;
 use crate::snapshot::Snapshot;
@@ -18,10 +18,8 @@ impl Snapshot {
     /// What a vCPU would lose.
     pub fn relayout(mut self, host: &Host) -> Result<Self, CannotRelayout> {
         for (vcpu, state) in (0..).zip(&mut self.vcpus) {
-            let relaid = relayout(&state.extended, host.layout(), Allowed::NOTHING);
-            state.extended = relaid
-                .map_err(|error| CannotRelayout { vcpu, error })?
-                .state;
+            let moved = state.extended.relocate(host.layout(), Losses::empty());
+            state.extended = moved.map_err(|error| CannotRelayout { vcpu, error })?.state;
         }
         Ok(self)
     }
@@ -34,5 +32,5 @@ pub struct CannotRelayout {
     /// The vCPU.
     pub vcpu: u8,
     /// What.
-    pub error: RelayoutError,
+    pub error: RelocateError,
 }

@@ -9,7 +9,7 @@ use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_lapic_state, kvm_msr_entry
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
 use vmm_sys_util::errno;
-use xsave_state::kvm::{self, XsaveBuffer, XsaveSize, XsaveSizeError};
+use xsave_state::kvm::{self, XsaveBuffer};
 
 use crate::capture::{MSRS_AT_ONCE, is_extended_state, read_msrs};
 use crate::fit::Unfit;
@@ -18,7 +18,7 @@ use crate::memory::MemoryError;
 use crate::platform::PlatformError;
 use crate::registers::Msr;
 use crate::snapshot::{Snapshot, VcpuState};
-use crate::vm::{Vm, VmError};
+use crate::vm::{Vcpu, Vm, VmError};
 
 /// The time-stamp counter (SDM Vol. 4).
 const MSR_IA32_TSC: u32 = 0x10;
@@ -55,21 +55,21 @@ impl Vm {
                 vcpu: index,
                 entries: state.cpuid.len(),
             })?;
-            let vcpu = self.add_vcpu(host, index, &cpuid)?;
-            self.vcpus.push(vcpu);
+            self.add_vcpu(host, index, &cpuid)?;
         }
         let first = self.vcpus.first().zip(snapshot.vcpus.first());
         let Some((first, state)) = first else {
             return Ok(());
         };
-        let mut buffer = XsaveBuffer::new(XsaveSize::query(&self.fd, first)?);
         // Before their TSCs are set, of which KVM otherwise thinks in ticks of this host.
-        for (vcpu, fd) in (0..).zip(&self.vcpus).filter(|_| host.scales_tsc()) {
-            scale_tsc(fd, snapshot.tsc_khz).map_err(|cause| RestoreError::Vcpu { vcpu, cause })?;
+        for (index, vcpu) in (0..).zip(&self.vcpus).filter(|_| host.scales_tsc()) {
+            scale_tsc(&vcpu.fd, snapshot.tsc_khz)
+                .map_err(|cause| RestoreError::Vcpu { vcpu: index, cause })?;
         }
-        set_tsc_apart(first, &state.msrs).map_err(|cause| RestoreError::Vcpu { vcpu: 0, cause })?;
-        for (index, (vcpu, state)) in (0..).zip(self.vcpus.iter().zip(&snapshot.vcpus)) {
-            restore_vcpu(vcpu, state, &mut buffer)
+        set_tsc_apart(&first.fd, &state.msrs)
+            .map_err(|cause| RestoreError::Vcpu { vcpu: 0, cause })?;
+        for (index, (vcpu, state)) in (0..).zip(self.vcpus.iter_mut().zip(&snapshot.vcpus)) {
+            restore_vcpu(vcpu, state, &mut self.buffer)
                 .map_err(|cause| RestoreError::Vcpu { vcpu: index, cause })?;
         }
         if let Some(platform) = &snapshot.platform {
@@ -84,11 +84,16 @@ fn cpuid(state: &VcpuState) -> Option<CpuId> {
     CpuId::from_entries(&entries).ok()
 }
 
-fn restore_vcpu(fd: &VcpuFd, state: &VcpuState, buffer: &mut XsaveBuffer) -> Result<(), VcpuCause> {
+fn restore_vcpu(
+    vcpu: &mut Vcpu,
+    state: &VcpuState,
+    buffer: &mut XsaveBuffer,
+) -> Result<(), VcpuCause> {
     let failed = |ioctl| move |error| VcpuCause::Ioctl { ioctl, error };
+    let Vcpu { fd, layout } = vcpu;
     fd.set_sregs(&state.special.into())
         .map_err(failed("KVM_SET_SREGS"))?;
-    kvm::restore(fd, &state.extended, buffer)?;
+    kvm::restore(fd, &state.extended, layout, buffer)?;
     if let Some(lapic) = &state.lapic {
         let lapic = kvm_lapic_state {
             regs: lapic.map(u8::cast_signed),
@@ -193,9 +198,6 @@ pub enum RestoreError {
     /// Guest memory could not be written.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The size of the extended state cannot be.
-    #[error(transparent)]
-    XsaveSize(#[from] XsaveSizeError),
     /// More than KVM_SET_CPUID2 takes.
     #[error("vCPU {vcpu} has {entries} CPUID entries")]
     CpuidEntries {
@@ -243,6 +245,8 @@ pub enum VcpuCause {
 #[cfg(test)]
 mod tests {
     use amx_guest::Workload;
+    use xsave_state::XFeatures;
+    use xsave_state::kvm::VcpuLayoutError;
 
     use super::*;
     use crate::host::tests::live;
@@ -272,9 +276,9 @@ mod tests {
 
     /// The time of a vCPU to which nothing was written: about 0, or the host's own.
     fn untouched_tsc(host: &Host) -> u64 {
-        let vm = Vm::new(host, 1 << 20).unwrap();
-        let vcpu = vm.add_vcpu(host, 0, host.cpuid()).unwrap();
-        read_msrs(&vcpu, &[MSR_IA32_TSC]).unwrap()[0].data
+        let mut vm = Vm::new(host, 1 << 20).unwrap();
+        vm.add_vcpu(host, 0, host.cpuid()).unwrap();
+        read_msrs(&vm.vcpus[0].fd, &[MSR_IA32_TSC]).unwrap()[0].data
     }
 
     /// The vCPUs of a VM are read one after the other, and have one time all the same. In the lab, and on a
@@ -284,13 +288,13 @@ mod tests {
         let Some(host) = live() else { return };
         let kind = host.best_kind().unwrap();
         let workloads = [1, 2].map(|seed| Workload::new(kind, seed, 1000));
-        let vm = Vm::boot(&host, kind, &workloads).unwrap();
+        let mut vm = Vm::boot(&host, kind, &workloads).unwrap();
         let mut snapshot = vm.capture(&host).unwrap();
         let hz = u64::from(vm.tsc_khz().unwrap()) * 1000;
         *tsc(&mut snapshot.vcpus[0]) = 1000 * hz;
         // As if half a second lay between the two.
         *tsc(&mut snapshot.vcpus[1]) = 1000 * hz + hz / 2;
-        let restored = Vm::restore(&host, &snapshot).unwrap();
+        let mut restored = Vm::restore(&host, &snapshot).unwrap();
         let mut after = restored.capture(&host).unwrap();
         let [first, second] = [0, 1].map(|vcpu| *tsc(&mut after.vcpus[vcpu]));
         let untouched = untouched_tsc(&host);
@@ -301,5 +305,41 @@ mod tests {
         // Neither before that, nor where the detour has led it.
         assert!((1000 * hz..1060 * hz).contains(&first), "{first}");
         assert!(second.abs_diff(first) < hz / 4, "{first}, {second}");
+    }
+
+    /// Each vCPU is compared with this host, not the first alone: KVM would keep the component where the host
+    /// has it, and the guest would compute with other bytes. On live KVM.
+    #[test]
+    fn another_vcpu_that_claims_a_component_elsewhere_is_refused() {
+        let Some(host) = live() else { return };
+        let kind = host.best_kind().unwrap();
+        let workloads = [1, 2].map(|seed| Workload::new(kind, seed, 1000));
+        let mut vm = Vm::boot(&host, kind, &workloads).unwrap();
+        let good = vm.capture(&host).unwrap();
+        let extended = host.layout().user() - XFeatures::LEGACY;
+        for component in extended.components() {
+            let mut hostile = good.clone();
+            for entry in &mut hostile.vcpus[1].cpuid {
+                match (entry.function, entry.index) {
+                    (0xd, 0) => entry.ecx = 30_000,
+                    (0xd, n) if n == u32::from(component.number()) => entry.ebx = 20_032,
+                    _ => {}
+                }
+            }
+            let read = Snapshot::from_bytes(&hostile.to_bytes()).unwrap();
+            let error = Vm::restore(&host, &read).err().unwrap();
+            let RestoreError::Vm(VmError::Layout { vcpu: 1, error }) = error else {
+                panic!("{component}: {error}");
+            };
+            let VcpuLayoutError::Place {
+                component: of,
+                guest: (20_032, _),
+                ..
+            } = error
+            else {
+                panic!("{component}: {error}");
+            };
+            assert_eq!(of, component);
+        }
     }
 }

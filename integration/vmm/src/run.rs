@@ -19,6 +19,7 @@ use vmm_sys_util::errno;
 use crate::bus::{Bus, BusError};
 use crate::first_use::{FirstUse, Gate};
 use crate::kick::{self, Kick, Kickable};
+use crate::vm::Vcpu;
 
 /// How many exits one instruction may take to be completed. REP OUTSB takes one per chunk, a memory access
 /// one per page and eight bytes, REP MOVS from where no memory is one for each element, up to 1024 of them
@@ -51,7 +52,7 @@ type Watched<'a> = Option<(&'a mut Gate, &'a Mutex<Ledger<Instant>>)>;
 
 /// Runs `vcpus`, each on a thread of its own, until all halt or `limit` is over.
 pub(crate) fn run(
-    vcpus: &mut [VcpuFd],
+    vcpus: &mut [Vcpu],
     first_use: Option<&mut FirstUse>,
     bus: &impl Bus,
     limit: Duration,
@@ -72,7 +73,7 @@ pub(crate) fn run(
             handles.push(scope.spawn(move || {
                 // The receiver outlives all threads: it cannot be gone.
                 let _ = sender.send(Event::Started(Kick::this_thread()));
-                let ended = run_one(vcpu, index, &mut watched, bus, stop);
+                let ended = run_one(&mut vcpu.fd, index, &mut watched, bus, stop);
                 let _ = sender.send(Event::Ended(ended));
             }));
         }

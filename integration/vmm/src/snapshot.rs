@@ -1,7 +1,7 @@
 //! A VM's state as checked data, and its bytes.
 //!
-//! A file is a [`header`], the registers of vCPUs and VM (postcard, with the extended states in
-//! xsave-state's container), the numbers of the pages that are not
+//! A file is a [`header`], the registers of vCPUs and VM (postcard, with the extended states as
+//! xsave-state encodes them), the numbers of the pages that are not
 //! zero, and those pages. What was read from bytes has been checked: every vCPU's extended state
 //! holds the invariants of [`ExtendedState`] for the CPUID that comes with it.
 

@@ -14,6 +14,8 @@ use kvm_ioctls::{VcpuFd, VmFd};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::errno;
+use xsave_state::Layout;
+use xsave_state::kvm::{VcpuLayout, VcpuLayoutError, XsaveBuffer};
 
 use crate::bus::Bus;
 use crate::first_use::FirstUse;
@@ -32,11 +34,20 @@ const IDENTITY_MAP_ADDRESS: u64 = 0xfffb_c000;
 /// A VM that is not running. [`run`](Self::run) lets it run for a while.
 pub struct Vm {
     // Before `memory`: the vCPUs are gone when the mapping goes, and without one nobody is in the guest.
-    pub(crate) vcpus: Vec<VcpuFd>,
+    pub(crate) vcpus: Vec<Vcpu>,
+    /// For the extended state of one vCPU after the other.
+    pub(crate) buffer: XsaveBuffer,
     // Shared with the devices that raise interrupts, which may outlive the mapping.
     pub(crate) fd: Arc<VmFd>,
     pub(crate) memory: GuestMemoryMmap,
     pub(crate) memory_bytes: u64,
+}
+
+/// A vCPU that has its CPUID.
+pub(crate) struct Vcpu {
+    pub(crate) fd: VcpuFd,
+    /// Where the components of its extended state lie, here as in its CPUID.
+    pub(crate) layout: VcpuLayout,
 }
 
 impl Vm {
@@ -97,10 +108,11 @@ impl Vm {
                 .map_err(MemoryError::from)?;
         }
         for index in 0..checked_vcpus(vcpus)? {
-            let vcpu = vm.add_vcpu(host, index, host.cpuid())?;
-            set_boot(&vcpu, &machine::boot(index, cpl0))
+            vm.add_vcpu(host, index, host.cpuid())?;
+        }
+        for (index, vcpu) in (0..).zip(&vm.vcpus) {
+            set_boot(&vcpu.fd, &machine::boot(index, cpl0))
                 .map_err(|error| VmError::Boot { vcpu: index, error })?;
-            vm.vcpus.push(vcpu);
         }
         Ok(vm)
     }
@@ -114,6 +126,7 @@ impl Vm {
         set_memory(&fd, &memory, memory_bytes, 0)?;
         Ok(Self {
             vcpus: Vec::new(),
+            buffer: XsaveBuffer::new(host.area()),
             fd: Arc::new(fd),
             memory,
             memory_bytes,
@@ -135,21 +148,30 @@ impl Vm {
         Ok(vm)
     }
 
-    /// A vCPU with its CPUID: nothing else may be done to it before.
+    /// A vCPU with its CPUID, which must be set before anything else. It is compared with the host: a guest
+    /// that ran with components elsewhere could not be saved.
     pub(crate) fn add_vcpu(
-        &self,
+        &mut self,
         host: &Host,
         index: u8,
         cpuid: &CpuId,
-    ) -> Result<VcpuFd, VmError> {
-        let vcpu = self
+    ) -> Result<(), VmError> {
+        let elsewhere = |error| VmError::Layout { vcpu: index, error };
+        // Some kinds of KVM give a vCPU the processor's CPUID: what the guest has read before counts too.
+        let guest = Layout::from_kvm_cpuid(cpuid.as_slice())
+            .map_err(VcpuLayoutError::Layout)
+            .map_err(elsewhere)?;
+        VcpuLayout::new(&guest, host.area()).map_err(elsewhere)?;
+        let mut fd = self
             .fd
             .create_vcpu(u64::from(index))
             .map_err(|error| VmError::Vcpu { vcpu: index, error })?;
         // What KVM made of it is what GET_CPUID2 gives when the vCPU is captured.
-        let _ = cpuid_amx::kvm::set_cpuid(&vcpu, cpuid, host.permission().ok())
+        let _ = cpuid_amx::kvm::set_cpuid(&fd, cpuid, host.permission().ok())
             .map_err(|error| VmError::Cpuid { vcpu: index, error })?;
-        Ok(vcpu)
+        let layout = VcpuLayout::query(&mut fd, host.area()).map_err(elsewhere)?;
+        self.vcpus.push(Vcpu { fd, layout });
+        Ok(())
     }
 
     /// How many vCPUs it has.
@@ -190,7 +212,7 @@ impl Vm {
 
     /// The frequency of the guest's TSC in kHz; `None` where KVM does not know it.
     pub(crate) fn tsc_khz(&self) -> Option<u32> {
-        self.vcpus.first()?.get_tsc_khz().ok()
+        self.vcpus.first()?.fd.get_tsc_khz().ok()
     }
 
     /// KVM notes which pages change from now on, or no longer.
@@ -363,6 +385,14 @@ pub enum VmError {
         vcpu: u8,
         /// Why.
         error: SetCpuidError,
+    },
+    /// The CPUID of a vCPU places the extended state where this host does not have it.
+    #[error("vCPU {vcpu}: {error}")]
+    Layout {
+        /// The vCPU.
+        vcpu: u8,
+        /// Why.
+        error: VcpuLayoutError,
     },
     /// The registers of the first instruction were refused.
     #[error("the first registers of vCPU {vcpu}: {error}")]

@@ -24,7 +24,7 @@ fn the_time_of_a_young_guest_goes_on_in_another_vm() {
         .expect("it runs");
     let saved = vm.capture(&host).expect("it is captured");
     drop(vm);
-    let restored = Vm::restore(&host, &saved).expect("it is restored");
+    let mut restored = Vm::restore(&host, &saved).expect("it is restored");
     let after = restored.capture(&host).expect("it is captured");
     let (saved, after) = (times(&saved), times(&after));
     println!("TSC {saved:?}, in another VM {after:?}");

@@ -14,7 +14,7 @@ use vcpu_realloc::kvm::Mode;
 fn the_first_use_is_seen_and_the_guest_goes_through() {
     let Some(host) = amx_host() else { return };
     let mut vm = Vm::boot_armed(&host).unwrap();
-    let mut first_use = FirstUse::watch(&vm).unwrap();
+    let mut first_use = FirstUse::watch(&host, &mut vm).unwrap();
     let small = first_use.bytes();
     // Armed, and not used.
     let ended = vm.run_watched(&mut first_use, &Doorbell::default(), LONG);
@@ -24,7 +24,7 @@ fn the_first_use_is_seen_and_the_guest_goes_through() {
 
     let snapshot = vm.capture(&host).unwrap();
     let mut restored = Vm::restore(&host, &snapshot).unwrap();
-    let mut watched = FirstUse::watch(&restored).unwrap();
+    let mut watched = FirstUse::watch(&host, &mut restored).unwrap();
     for (vm, first_use) in [(&mut vm, &mut first_use), (&mut restored, &mut watched)] {
         assert_eq!(first_use.bytes(), small);
         // It rings again in the middle of its #NM handler.
@@ -50,7 +50,7 @@ fn a_watched_guest_that_arms_nothing_goes_through() {
     };
     let workloads = [Workload::new(kind, 3, 50)];
     let mut vm = Vm::boot(&host, kind, &workloads).unwrap();
-    let mut first_use = FirstUse::watch(&vm).unwrap();
+    let mut first_use = FirstUse::watch(&host, &mut vm).unwrap();
     let ended = vm.run_watched(&mut first_use, &Console::default(), LONG);
     assert_eq!(ended.unwrap(), Ended::Halted);
     assert!(finish(&mut vm, &workloads).iter().all(Vec::is_empty));

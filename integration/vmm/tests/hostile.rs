@@ -39,7 +39,7 @@ fn what_is_accepted_is_restored_or_refused_by_name() {
             continue;
         };
         match Vm::restore(&host, &snapshot) {
-            Ok(vm) => {
+            Ok(mut vm) => {
                 // Still a state that is valid as a whole.
                 vm.capture(&host)
                     .expect("what was restored can be captured");

@@ -15,8 +15,10 @@ use amx_vmm::{Bus, BusError, Ended, Host, Snapshot, Vm};
 use cpuid_amx::{CpuidTable, GuestPermission, permission};
 use kvm_ioctls::Kvm;
 use support::{LONG, amx_host, elsewhere, job};
-use xsave_state::sanitize::{Change, Foreign, Losses, Policy, Target, sanitize};
-use xsave_state::{ComponentId, ExtendedState, Registers, StateError, XFeatures};
+use xsave_state::sanitize::{Change, sanitize};
+use xsave_state::{
+    ComponentId, ExtendedState, Losses, Misfit, StateError, UntrustedArea, XFeatures,
+};
 
 /// IA32_XFD and IA32_XFD_ERR with tile data.
 const TILE_DATA: u64 = 1 << 18;
@@ -199,13 +201,12 @@ fn stages_1_to_9_each_in_a_new_vm() {
             both: XFeatures::XTILEDATA
         })
     );
-    let foreign = Foreign::new(image.as_bytes(), armed);
-    let target = Target::new(host.layout());
-    assert!(sanitize(&foreign, &target, Policy::Lossless).is_err());
-    let safe = sanitize(&foreign, &target, Policy::Allow(Losses::DISABLED)).expect("it is allowed");
+    let untrusted = UntrustedArea::new(image.as_bytes(), armed);
+    assert!(sanitize(&untrusted, host.layout(), Losses::empty()).is_err());
+    let safe = sanitize(&untrusted, host.layout(), Losses::DISABLED).expect("it is allowed");
     // Beside it, components that are in use with their initial values are released.
     let mut changes = safe.report.changes().iter();
-    assert!(changes.any(|change| matches!(change, Change::Disabled { .. })));
+    assert!(changes.any(|change| matches!(change, Change::Lost(Misfit::Disabled { .. }))));
     let snapshot = at.snapshot.map_extended(|_| safe.state.clone());
     vm = Vm::restore(&host, &snapshot).expect("it is restored");
     passed(
@@ -238,12 +239,9 @@ fn stages_1_to_9_each_in_a_new_vm() {
         "disabled in the new VM too: LDTILECFG works, TILELOADD raises #NM",
     );
     assert_eq!((at.note(120), at.note(128)), (TILE_DATA, TILE_DATA));
-    let both = Registers {
-        xfd: XFeatures::XTILEDATA,
-        xfd_err: XFeatures::XTILEDATA,
-        ..at.extended().registers()
-    };
-    assert_eq!(at.extended().registers(), both);
+    let registers = at.extended().registers();
+    assert_eq!(registers.xfd, XFeatures::XTILEDATA);
+    assert_eq!(registers.xfd_err, XFeatures::XTILEDATA);
     passed(7, "CR0.TS is 0; IA32_XFD_ERR and IA32_XFD have tile data");
 
     let at = stage(&host, &mut vm, 8);

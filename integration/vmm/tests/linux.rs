@@ -29,8 +29,7 @@ use support::{
     GUEST_KERNEL, boot, elsewhere, end, job, let_work, linux_guest, start_elsewhere,
     with_live_tiles,
 };
-use xsave_state::relayout::Loss;
-use xsave_state::{ComponentId, ExtendedState, XFeatures};
+use xsave_state::{ComponentId, ExtendedState, Misfit, XFeatures};
 
 #[test]
 fn it_computes_on_tiles_and_switches_itself_off() {
@@ -293,7 +292,7 @@ fn is_refused_for_its_tiles(vm: &mut Vm, host: &Host, devices: &Devices, offer: 
         other => panic!("{:?}", other.err()),
     }
     let component = ComponentId::XTILEDATA;
-    let loss = Loss::Missing { component };
+    let loss = Misfit::Missing { component };
     let tiles = Reason::Extended(compat::Reason::Loss { vcpu: 0, loss });
     unfit.reasons().contains(&tiles)
 }

@@ -113,7 +113,7 @@ fn moved_to_its_end(host: &Host, workloads: &[Workload]) -> u32 {
 
 fn restored_and_captured_again_is_the_same_state(host: &Host, kind: Kind) {
     let (snapshot, _) = stopped(host, kind, 2, 5);
-    let vm = Vm::restore(host, &snapshot).expect("it is restored");
+    let mut vm = Vm::restore(host, &snapshot).expect("it is restored");
     let again = vm.capture(host).expect("it is captured");
     assert_eq!(again.memory(), snapshot.memory());
     for (again, before) in again.vcpus().iter().zip(snapshot.vcpus()) {

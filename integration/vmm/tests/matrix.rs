@@ -20,8 +20,7 @@ use cpuid_amx::compat::{self, Guest, Reason, Verdict};
 use cpuid_amx::{AmxFeatures, Feature, FeatureSet, Host};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use task::{Boot, GoOn, Task, VECTORS};
-use xsave_state::relayout::Loss;
-use xsave_state::{ComponentId, ExtendedState, XFeatures};
+use xsave_state::{ComponentId, ExtendedState, Misfit, XFeatures};
 
 /// Kernels of guests. Bookworm's does not boot in the lab: docs/matrix.md.
 const GUESTS: [Kernel; 2] = [Kernel::Trixie, Kernel::Sid];
@@ -190,7 +189,7 @@ fn refuses(host: &Host, snapshot: &Snapshot) {
         .position(|state| state.image().xstate_bv().contains(XFeatures::XTILEDATA));
     let reason = Reason::Loss {
         vcpu: u32::try_from(vcpu.expect("one has live tiles")).expect("there are few"),
-        loss: Loss::Missing {
+        loss: Misfit::Missing {
             component: ComponentId::XTILEDATA,
         },
     };

@@ -147,7 +147,7 @@ fn a_running_guest_is_moved_and_computes_on() {
         println!("{}: {report:#?}", workloads[0].kind());
         let (last, running) = report.rounds.split_last().expect("there are rounds");
         assert!(last.stopped && running.iter().all(|round| !round.stopped));
-        let received = received.expect("it has come");
+        let mut received = received.expect("it has come");
         let pages: usize = report.rounds.iter().map(|round| round.pages).sum();
         assert_eq!(received.pages, pages);
         assert!(report.downtime < report.total);

@@ -26,9 +26,7 @@ use cpuid_amx::{AmxFeatures, CpuidTable, Feature, PermissionError, Policy, Table
 use support::lab::skip;
 use support::midway::{is_midway, midway, outlasting, slower};
 use support::{amx_host, finish, host, workloads};
-use xsave_state::relayout::Loss;
-use xsave_state::tile::Palette;
-use xsave_state::{ComponentId, Misfit, XFeatures};
+use xsave_state::{ComponentId, Misfit, Palette, XFeatures};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const VCPUS: u8 = 2;
@@ -115,7 +113,7 @@ impl Guest {
         let here = self.vm.capture(&self.host).expect("it is captured");
         for _ in 0..TRIES {
             let mut there = moved(&self.host, &mut self.vm);
-            if is_midway(&self.host, &there, &self.workloads) {
+            if is_midway(&self.host, &mut there, &self.workloads) {
                 let right = vec![[""; 0]; self.workloads.len()];
                 assert_eq!(finish(&mut there, &self.workloads), right);
                 return;
@@ -184,7 +182,7 @@ fn features(reasons: &[Compat], in_use: bool) -> BTreeSet<String> {
 }
 
 /// What the vCPUs would lose.
-fn losses(reasons: &[Compat], vcpu: u32) -> Vec<Loss> {
+fn losses(reasons: &[Compat], vcpu: u32) -> Vec<Misfit> {
     let losses = reasons.iter().filter_map(|reason| match reason {
         Compat::Loss { vcpu: of, loss } if *of == vcpu => Some(*loss),
         _ => None,
@@ -313,12 +311,12 @@ fn components_that_are_elsewhere_or_nowhere() {
     for vcpu in (0..u32::from(VCPUS)).filter(|_| enabled) {
         let losses = losses(&gone, vcpu);
         let lost = losses.iter().find_map(|loss| match loss {
-            Loss::Xcr0 { lost, .. } => Some(*lost),
+            Misfit::Xcr0 { xcr0, largest } => Some(*xcr0 - *largest),
             _ => None,
         });
         assert_eq!(lost, Some(XFeatures::AVX512));
         for component in XFeatures::AVX512.components() {
-            assert!(losses.contains(&Loss::Missing { component }));
+            assert!(losses.contains(&Misfit::Missing { component }));
         }
     }
     guest.goes_on();
@@ -454,7 +452,10 @@ fn a_guest_with_live_tiles() {
         for vcpu in 0..u32::from(VCPUS) {
             let losses = losses(&reasons, vcpu);
             for component in [ComponentId::XTILECFG, ComponentId::XTILEDATA] {
-                assert!(losses.contains(&Loss::Missing { component }), "{losses:?}");
+                assert!(
+                    losses.contains(&Misfit::Missing { component }),
+                    "{losses:?}"
+                );
             }
         }
         reasons
@@ -496,7 +497,7 @@ fn a_guest_with_live_tiles() {
         let configuration = losses.iter().any(|loss| {
             matches!(
                 loss,
-                Loss::Palette { palette: 1, .. } | Loss::TileConfig { .. }
+                Misfit::Palette { palette: 1, .. } | Misfit::TileConfig { .. }
             )
         });
         assert!(configuration, "{losses:?}");

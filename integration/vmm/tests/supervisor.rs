@@ -75,7 +75,7 @@ fn all_msrs_of_the_list_that_can_be_read_are_captured_and_arrive() {
     let Some(host) = host() else { return };
     let kind = host.best_kind().expect("any processor has SSE");
     let workloads = [Workload::new(kind, 1, kind.default_rounds())];
-    let vm = Vm::boot(&host, kind, &workloads).expect("it boots");
+    let mut vm = Vm::boot(&host, kind, &workloads).expect("it boots");
     let bytes = vm.capture(&host).expect("it is captured").to_bytes();
     let snapshot = Snapshot::from_bytes(&bytes).expect("it is read");
     let captured = |snapshot: &Snapshot| -> Vec<u32> {

@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use xsave_state::header::EXTENDED_OFFSET;
+use xsave_state::format::EXTENDED_OFFSET;
 use xsave_state::layout::MAX_AREA_BYTES;
 use xsave_state::{ComponentId, Layout, XFeatures};
 

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use xsave_state::{ComponentId, Layout, LayoutError, XFeatures};
 
-use crate::amx::AmxFeatures;
+use crate::amx::{AmxFeatures, XSAVE_BIT};
 use crate::features::{FeatureSet, XsaveFeatures};
 
 /// Those that XCR0 takes only together (SDM Vol. 1 §13.3), and what they need.
@@ -124,6 +124,7 @@ impl FeatureSet {
     fn layout(&self) -> Result<Layout, LayoutError> {
         Layout::from_cpuid(|leaf, subleaf| match leaf {
             0 => [0xd, 0, 0, 0],
+            1 => [0, 0, XSAVE_BIT, 0],
             0xd => self.leaf(leaf, subleaf),
             _ => [0; 4],
         })

@@ -5,7 +5,7 @@ use core::fmt;
 
 use xsave_state::{ComponentId, Layout, XFeatures};
 
-use crate::amx::{LEAF_7, LEAF_TILES, LEAF_TMUL, LEAF_XSAVE};
+use crate::amx::{LEAF_7, LEAF_TILES, LEAF_TMUL, LEAF_XSAVE, XSAVE_BIT};
 use crate::coherence::{is_compacted_size, standard_sizes};
 use crate::features::{FeatureSet, XsaveFeatures, user_dependents};
 use crate::table::{CpuidTable, Entry, Table, TableFull, has_subleaves};
@@ -279,6 +279,7 @@ fn registers(features: &FeatureSet, leaf: u32, subleaf: u32, old: [u32; 4]) -> [
 fn layout(features: &FeatureSet) -> Option<Layout> {
     Layout::from_cpuid(|leaf, subleaf| match leaf {
         0 => [LEAF_XSAVE, 0, 0, 0],
+        1 => [0, 0, XSAVE_BIT, 0],
         LEAF_XSAVE => features.leaf(leaf, subleaf),
         _ => [0; 4],
     })

@@ -3,8 +3,8 @@
 use std::collections::hash_map::DefaultHasher;
 
 use proptest::prelude::*;
-use xsave_state::ComponentId;
 use xsave_state::xcr0::Xcr0Error;
+use xsave_state::{Component, ComponentId, Palette};
 
 use super::*;
 
@@ -18,26 +18,21 @@ fn amx() -> XFeatures {
     XFeatures::from_bits_retain(0x60003)
 }
 
+const TILE_COMPONENTS: [Component; 2] = [
+    Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
+    Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
+];
+
 pub(crate) fn amx_layout() -> Layout {
-    layout(0x60003)
+    Layout::from_parts(TILE_COMPONENTS, [Palette::ONE]).unwrap()
 }
 
 /// The same with [`OTHER`], which is 1,000 bytes.
 pub(super) fn two_layout() -> Layout {
-    layout(0x60003 | 1 << 30)
-}
-
-fn layout(xcr0: u32) -> Layout {
-    Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-        (0, _) => [0x1e, 0, 0, 0],
-        (0xd, 0) => [xcr0, 12008, 12008, 0],
-        (0xd, 1) => [0x1f, 12008, 0, 0],
-        (0xd, 17) => [64, 2752, 2, 0],
-        (0xd, 18) => [8192, 2816, 6, 0],
-        (0xd, 30) => [1000, 11008, 6, 0],
-        _ => [0; 4],
-    })
-    .unwrap()
+    let id = OTHER.components().next().unwrap();
+    let other = Component::user(id, 11_008, 1000).aligned().with_xfd();
+    let components = TILE_COMPONENTS.into_iter().chain([other]);
+    Layout::from_parts(components, [Palette::ONE]).unwrap()
 }
 
 /// XFD armed, AMX enabled: as a Linux guest is after boot.
@@ -119,7 +114,7 @@ fn reserved_bits_fault_and_change_nothing() {
     }
     assert!(matches!(
         gate.on(Event::WriteXcr0(XFeatures::from_bits_retain(0x20003))),
-        Action::InjectGp(Fault::Xcr0(Xcr0Error::AmxSplit { .. }))
+        Action::InjectGp(Fault::Xcr0(Xcr0Error::Rule { .. }))
     ));
     assert_eq!(gate, before);
 }
@@ -268,7 +263,7 @@ fn a_grant_ahead_of_the_question_passes() {
 
 #[test]
 fn without_features_to_disable_nothing_is_asked() {
-    let mut gate = Gate::new(&layout(3));
+    let mut gate = Gate::new(&Layout::legacy());
     assert!(gate.has_passed());
     assert_eq!(gate.everything(), None);
     assert_eq!(gate.on(CLEAR), Action::PassThrough);

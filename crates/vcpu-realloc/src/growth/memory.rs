@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use thiserror::Error;
-use xsave_state::legacy::{INITIAL_FCW, INITIAL_MXCSR};
+use xsave_state::format::{INITIAL_FCW, INITIAL_MXCSR};
 use xsave_state::{ExtendedState, Image, ImageError, Layout, Registers, StateError, XFeatures};
 
 use crate::gate::Growth;

@@ -39,10 +39,7 @@ fn trapping(policy: Policy) -> (Arc<Simulated>, VmGate) {
 /// A vCPU that had passed: AMX enabled, XFD clear.
 fn passed() -> ExtendedState<'static> {
     let layout = amx_layout();
-    let registers = Registers {
-        xcr0: layout.user(),
-        ..Registers::RESET
-    };
+    let registers = Registers::RESET.with_xcr0(layout.user());
     ExtendedState::new(Image::initial(&layout), registers).unwrap()
 }
 
@@ -191,12 +188,7 @@ fn without_the_capability_everything_is_asked_before_cpuid() {
 
 #[test]
 fn without_amx_nothing_is_set_up() {
-    let layout = Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-        (0, _) => [0xd, 0, 0, 0],
-        (0xd, 0) => [3, 576, 576, 0],
-        _ => [0; 4],
-    })
-    .unwrap();
+    let layout = Layout::legacy();
     let vm = Arc::default();
     let handle = VmHandle::simulated(&vm);
     let gate = VmGate::on(handle, true, &layout, Options::default()).unwrap();
@@ -207,6 +199,29 @@ fn without_amx_nothing_is_set_up() {
     assert_eq!(handler.observe(&state, &mut never), Ok(None));
     assert_eq!(gate.lift(), Ok(false));
     assert!(vm.told().is_empty());
+}
+
+/// KVM lets IA32_XFD disable tiles whatever CPUID says of it, and the gate is there for all of them.
+#[test]
+fn a_cpuid_that_hides_xfd_has_a_gate_all_the_same() {
+    for (xfd, disableable) in [(1 << 4, 1 << 2), (1 << 4, 0), (0, 1 << 2), (0, 0)] {
+        let layout = Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
+            (0, _) => [0x1e, 0, 0, 0],
+            (1, _) => [0, 0, 1 << 26, 0],
+            (0xd, 0) => [0x60003, 11008, 11008, 0],
+            (0xd, 1) => [0xf | xfd, 9088, 0, 0],
+            (0xd, 17) => [64, 2752, 2, 0],
+            (0xd, 18) => [8192, 2816, 2 | disableable, 0],
+            _ => [0; 4],
+        })
+        .unwrap();
+        for (can_trap, mode) in [(true, Mode::Trapping), (false, Mode::AtCpuidTime)] {
+            let vm = Arc::default();
+            let handle = VmHandle::simulated(&vm);
+            let gate = VmGate::on(handle, can_trap, &layout, Options::default()).unwrap();
+            assert_eq!(gate.mode(), mode, "{xfd:#x} {disableable:#x}");
+        }
+    }
 }
 
 /// What a restored vCPU has cannot be denied; it does not run before it is granted.

@@ -144,7 +144,7 @@ fn in_a_loop_like_cloud_hypervisors() {
     let mut vcpu = HypervisorVcpu {
         fd: Arc::new(Mutex::new(vcpu.fd)),
         handler: vcpu.handler,
-        buffer: XsaveBuffer::new(machine.buffer.size()),
+        buffer: XsaveBuffer::new(&machine.host),
     };
     while vcpu.run().unwrap() != VmExit::Reset {}
     check(&mut machine, &vcpu.handler);
@@ -158,7 +158,7 @@ fn in_a_loop_like_firecrackers() {
     let mut vcpu = EmulatedVcpu {
         fd: vcpu.fd,
         handler: vcpu.handler,
-        buffer: XsaveBuffer::new(machine.buffer.size()),
+        buffer: XsaveBuffer::new(&machine.host),
         ports: Vec::new(),
     };
     while vcpu.run_emulation().unwrap() != VcpuEmulation::Stopped {}
@@ -171,7 +171,7 @@ fn in_a_plain_match() {
     let Some((mut machine, mut vcpu)) = machine() else {
         return;
     };
-    let buffer = &mut XsaveBuffer::new(machine.buffer.size());
+    let buffer = &mut XsaveBuffer::new(&machine.host);
     let mut writes = 0;
     loop {
         match vcpu.fd.run().unwrap() {

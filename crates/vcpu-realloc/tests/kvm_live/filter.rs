@@ -50,10 +50,7 @@ fn outcome(machine: &mut Machine, command: Command) -> (bool, bool) {
 
 /// A vCPU that had passed elsewhere lifts the trap, on any host.
 fn lift(machine: &mut Machine) {
-    let registers = Registers {
-        xcr0: machine.layout.user(),
-        ..Registers::RESET
-    };
+    let registers = Registers::RESET.with_xcr0(machine.layout.user());
     let image = Image::initial(&machine.layout);
     let state = ExtendedState::new(image, registers).unwrap();
     let handler = &mut machine.vcpus[0].handler;

@@ -341,12 +341,12 @@ fn two_vcpus_at_once_are_one_first_use() {
     }
     let asked = AtomicUsize::new(0);
     let both = Barrier::new(2);
-    let size = machine.buffer.size();
+    let host = &machine.host;
     thread::scope(|scope| {
         for vcpu in &mut machine.vcpus {
             let (asked, both) = (&asked, &both);
             scope.spawn(move || {
-                let mut buffer = XsaveBuffer::new(size);
+                let mut buffer = XsaveBuffer::new(host);
                 let mut vmm = |_: &Request| {
                     asked.fetch_add(1, Ordering::Relaxed);
                     Ok::<_, String>(Answer::Grant)

@@ -12,8 +12,8 @@ use kvm_bindings::{
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
 use vcpu_realloc::Grow;
 use vcpu_realloc::kvm::{ExitHandler, HandleError, Handled, Options, VmGate};
-use xsave_state::kvm::{self, XsaveBuffer, XsaveSize};
-use xsave_state::{ExtendedState, Layout, XFeatures};
+use xsave_state::kvm::{self, HostArea, VcpuLayout, XsaveBuffer};
+use xsave_state::{Component, ComponentId, ExtendedState, Layout, Palette, XFeatures};
 
 pub(crate) use guest::Command;
 use guest::{AREA_BYTES, COMMANDS, ENTRY_BYTES, START};
@@ -57,7 +57,9 @@ pub(crate) enum Stop {
 pub(crate) struct Machine {
     pub(crate) vcpus: Vec<Vcpu>,
     pub(crate) gate: VmGate,
+    /// The layout that the gate knows.
     pub(crate) layout: Layout,
+    pub(crate) host: HostArea,
     pub(crate) buffer: XsaveBuffer,
     pub(crate) vm: VmFd,
     /// The guest's memory; the VM goes first.
@@ -66,6 +68,7 @@ pub(crate) struct Machine {
 
 pub(crate) struct Vcpu {
     pub(crate) fd: VcpuFd,
+    pub(crate) layout: VcpuLayout,
     pub(crate) handler: ExitHandler,
     /// How often KVM_RUN came back with a trapped MSR write.
     pub(crate) exits: u64,
@@ -94,7 +97,7 @@ pub(crate) fn host() -> Option<(Kvm, CpuId, Layout)> {
         unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_GUEST_PERM, XTILEDATA) };
     });
     let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).unwrap();
-    let layout = layout_of(&cpuid);
+    let layout = Layout::from_kvm_cpuid(cpuid.as_slice()).unwrap();
     Some((kvm, cpuid, layout))
 }
 
@@ -113,23 +116,13 @@ pub(crate) fn claimed_layout(layout: &Layout) -> Layout {
     if !layout.xfd().is_empty() {
         return layout.clone();
     }
-    Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-        (0, _) => [0x1e, 0, 0, 0],
-        (0xd, 0) => [0x60003, 11008, 11008, 0],
-        (0xd, 1) => [0x1f, 9088, 0, 0],
-        (0xd, 17) => [64, 2752, 2, 0],
-        (0xd, 18) => [8192, 2816, 6, 0],
-        _ => [0; 4],
-    })
-    .unwrap()
-}
-
-fn layout_of(cpuid: &CpuId) -> Layout {
-    Layout::from_cpuid(|leaf, subleaf| {
-        let entries = cpuid.as_slice().iter();
-        let mut same = entries.filter(|e| e.function == leaf && e.index == subleaf);
-        same.next().map_or([0; 4], |e| [e.eax, e.ebx, e.ecx, e.edx])
-    })
+    Layout::from_parts(
+        [
+            Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
+            Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
+        ],
+        [Palette::ONE],
+    )
     .unwrap()
 }
 
@@ -149,7 +142,18 @@ impl Machine {
 
     /// A VM whose guest has AMX.
     pub(crate) fn with_amx(vcpus: usize, options: Options) -> Option<Self> {
-        let (kvm, cpuid, layout) = amx_host()?;
+        Self::with_amx_and(vcpus, options, |_| {})
+    }
+
+    /// A VM whose guest has AMX, and a CPUID that `change` has changed.
+    pub(crate) fn with_amx_and(
+        vcpus: usize,
+        options: Options,
+        change: impl FnOnce(&mut CpuId),
+    ) -> Option<Self> {
+        let (kvm, mut cpuid, _) = amx_host()?;
+        change(&mut cpuid);
+        let layout = Layout::from_kvm_cpuid(cpuid.as_slice()).unwrap();
         Some(Self::on(&kvm, &cpuid, &layout, vcpus, options))
     }
 
@@ -166,26 +170,30 @@ impl Machine {
         // SAFETY: The memory is page-aligned and lives in the `Machine` for as long as the VM.
         unsafe { vm.set_user_memory_region(region) }.unwrap();
         let gate = VmGate::install(&vm, layout, options).unwrap();
+        let mut host = None;
         let vcpus: Vec<_> = (0..vcpus as u64)
             .map(|id| {
-                let fd = vm.create_vcpu(id).unwrap();
+                let mut fd = vm.create_vcpu(id).unwrap();
+                let host = host.get_or_insert_with(|| HostArea::query(&vm, &fd).unwrap());
                 let never = &mut |_: &vcpu_realloc::Request| -> Result<_, ()> { unreachable!() };
                 let handler = gate.vcpu(id, never).unwrap();
                 fd.set_cpuid2(cpuid).unwrap();
                 enter_long_mode(&fd, cpuid, id as usize);
                 Vcpu {
+                    layout: VcpuLayout::query(&mut fd, host).unwrap(),
                     fd,
                     handler,
                     exits: 0,
                 }
             })
             .collect();
-        let buffer = XsaveBuffer::new(XsaveSize::query(&vm, &vcpus[0].fd).unwrap());
+        let host = host.unwrap();
         let mut machine = Self {
             vcpus,
             gate,
             layout: layout.clone(),
-            buffer,
+            buffer: XsaveBuffer::new(&host),
+            host,
             vm,
             memory,
         };
@@ -296,12 +304,13 @@ impl Machine {
     where
         V::Error: std::fmt::Debug,
     {
-        let Vcpu { fd, handler, .. } = &mut self.vcpus[n];
+        let vcpu = &mut self.vcpus[n];
+        let (fd, handler) = (&mut vcpu.fd, &mut vcpu.handler);
         // Completes an OUT or HLT that is pending.
         fd.set_kvm_immediate_exit(1);
         assert_eq!(fd.run().unwrap_err().errno(), libc::EINTR);
         fd.set_kvm_immediate_exit(0);
-        let capture = kvm::capture(fd, &self.layout, &mut self.buffer).unwrap();
+        let capture = kvm::capture(fd, &vcpu.layout, &mut self.buffer).unwrap();
         let state = capture.state.into_owned();
         handler.observe(&state, vmm).unwrap();
         Saved {
@@ -316,10 +325,15 @@ impl Machine {
     where
         V::Error: std::fmt::Debug,
     {
-        let Vcpu { fd, handler, .. } = &mut self.vcpus[n];
+        let Vcpu {
+            fd,
+            handler,
+            layout,
+            ..
+        } = &mut self.vcpus[n];
         fd.set_sregs(&saved.sregs).unwrap();
         fd.set_regs(&saved.regs).unwrap();
-        kvm::restore(fd, &saved.state, &mut self.buffer).unwrap();
+        kvm::restore(fd, &saved.state, layout, &mut self.buffer).unwrap();
         handler.restored(&saved.state, vmm).unwrap();
     }
 
@@ -329,8 +343,8 @@ impl Machine {
     }
 
     pub(crate) fn capture(&mut self, n: usize) -> ExtendedState<'static> {
-        let vcpu = &self.vcpus[n].fd;
-        let capture = kvm::capture(vcpu, &self.layout, &mut self.buffer).unwrap();
+        let Vcpu { fd, layout, .. } = &mut self.vcpus[n];
+        let capture = kvm::capture(fd, layout, &mut self.buffer).unwrap();
         capture.state.into_owned()
     }
 

@@ -4,7 +4,7 @@ use std::thread;
 
 use stateright::{Checker, HasDiscoveries, Model, Path, Property};
 use vcpu_realloc::Gate;
-use xsave_state::Layout;
+use xsave_state::{Component, ComponentId, Layout, Palette};
 
 use super::properties::{ALWAYS, SOMETIMES};
 use super::setup::Setup;
@@ -29,16 +29,13 @@ impl Machine {
 
 /// A guest with x87, SSE and AMX.
 pub(crate) fn layout() -> Layout {
-    Layout::from_cpuid(|leaf, subleaf| match (leaf, subleaf) {
-        (0, _) => [0x1e, 0, 0, 0],
-        (0xd, 0) => [0x60003, 11008, 11008, 0],
-        (0xd, 1) => [0x1f, 9088, 0, 0],
-        (0xd, 17) => [64, 2752, 2, 0],
-        (0xd, 18) => [8192, 2816, 6, 0],
-        (0x1d, 0) => [1, 0, 0, 0],
-        (0x1d, 1) => [0x0400_2000, 0x0008_0040, 0x10, 0],
-        _ => [0; 4],
-    })
+    Layout::from_parts(
+        [
+            Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
+            Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
+        ],
+        [Palette::ONE],
+    )
     .unwrap()
 }
 

@@ -135,11 +135,9 @@ fn the_crafted_snapshot_of_the_model_is_refused() {
     let mut area = vec![0; 11_008];
     area[512..520].copy_from_slice(&XFeatures::XTILEDATA.bits().to_le_bytes());
     let image = Image::parse(&area, &layout).unwrap();
-    let registers = Registers {
-        xcr0: XFeatures::X87 | XFeatures::SSE | XFeatures::AMX,
-        xfd: XFeatures::XTILEDATA,
-        xfd_err: XFeatures::empty(),
-    };
+    let registers = Registers::RESET
+        .with_xcr0(XFeatures::X87 | XFeatures::SSE | XFeatures::AMX)
+        .with_xfd(XFeatures::XTILEDATA);
     assert!(matches!(
         ExtendedState::new(image, registers),
         Err(StateError::InUseWhileDisabled { .. })

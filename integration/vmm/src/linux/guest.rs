@@ -96,7 +96,7 @@ impl Guest {
     /// # Errors
     ///
     /// As [`Vm::capture_linux`].
-    pub fn capture(&self, host: &Host) -> Result<Snapshot, CaptureError> {
+    pub fn capture(&mut self, host: &Host) -> Result<Snapshot, CaptureError> {
         self.vm.capture_linux(host, &self.devices)
     }
 

@@ -20,7 +20,7 @@ use crate::memory::PAGE_BYTES;
 use crate::snapshot::header::MAX_STATE_BYTES;
 
 /// The version of the protocol that this program speaks, and the only one.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Pages of one message.
 pub const PAGES: usize = 128;
 

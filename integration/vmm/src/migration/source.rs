@@ -5,7 +5,6 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
@@ -23,7 +22,7 @@ use crate::memory::{MemoryError, PAGE_BYTES, Pages};
 use crate::platform::{Platform, PlatformError};
 use crate::run::{self, RunError};
 use crate::snapshot::{AtStop, Snapshot};
-use crate::vm::Vm;
+use crate::vm::{Vcpu, Vm};
 
 /// How long the vCPUs run before they are asked whether the round is over.
 const SLICE: Duration = Duration::from_millis(10);
@@ -327,7 +326,7 @@ fn measured(round: u32, stopped: bool, pages: usize, changed: usize, time: Durat
 
 /// Does `work` while the guest runs.
 fn while_running<B: Bus, T>(
-    vcpus: &mut [VcpuFd],
+    vcpus: &mut [Vcpu],
     bus: &B,
     options: &Options,
     work: impl FnOnce() -> Result<T, SendError>,
@@ -346,7 +345,7 @@ fn while_running<B: Bus, T>(
 /// Lets the vCPUs run, for their share of the time, until the work is over or the guest has ended.
 fn run_until<B: Bus>(
     work_over: mpsc::Receiver<()>,
-    vcpus: &mut [VcpuFd],
+    vcpus: &mut [Vcpu],
     bus: &B,
     options: &Options,
 ) -> Result<(), RunError> {
@@ -389,7 +388,7 @@ fn send_pages<S: Stream>(
 
 /// All but memory.
 fn captured(
-    vm: &Vm,
+    vm: &mut Vm,
     host: &Host,
     devices: Option<&Devices>,
 ) -> Result<(Vec<u8>, Vec<AtStop>), SendError> {

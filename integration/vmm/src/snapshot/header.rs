@@ -24,7 +24,7 @@ pub const HEADER_BYTES: usize = 64;
 /// The first eight bytes: a transfer as text would change them.
 pub const MAGIC: [u8; 8] = *b"\x89VMMAMX\n";
 /// The version that this program writes, and the only one that it reads.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The most bytes that the state of vCPUs and devices may have.
 pub const MAX_STATE_BYTES: u64 = 16 << 20;
 

@@ -5,14 +5,13 @@
 
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 use thiserror::Error;
-use xsave_state::wire::{Buffer, Codec, Container, ContainerError, Member, MemberError};
-use xsave_state::{ExtendedState, LayoutError};
+use xsave_state::wire::{self, DecodeError, Encoded, Unreadable};
+use xsave_state::{ExtendedState, Layout, LayoutError, Misfit, XFeatures};
 
 use super::header::{HEADER_BYTES, Header, HeaderError};
 use super::wire::{Platform, State, Vcpu};
 use super::{LocalApic, Snapshot, VcpuState};
 use crate::capture::is_extended_state;
-use crate::host;
 use crate::memory::Pages;
 use crate::platform::{self, CHIP_BYTES, Chip};
 use crate::registers::CpuidEntry;
@@ -75,24 +74,31 @@ fn vcpus(
             limit: MAX_VCPUS,
         });
     }
-    let container = Container::open(extended)?;
-    let members: Vec<_> = container.members().collect();
-    if !members.iter().map(Member::vcpu).eq((0..).take(vcpus.len())) {
-        return Err(SnapshotError::Members {
-            members: members.len(),
-            vcpus: vcpus.len(),
-        });
-    }
+    let states = states(extended, vcpus.len())?;
     (0..)
-        .zip(vcpus.into_iter().zip(members))
-        .map(|(index, (state, member))| {
-            vcpu(state, &member, has_platform)
+        .zip(vcpus.into_iter().zip(states))
+        .map(|(index, (state, encoded))| {
+            vcpu(state, &encoded, has_platform)
                 .map_err(|cause| SnapshotError::Vcpu { vcpu: index, cause })
         })
         .collect()
 }
 
-fn vcpu(vcpu: Vcpu<'_>, member: &Member<'_>, has_platform: bool) -> Result<VcpuState, VcpuCause> {
+/// Finds the states of vCPUs 0 to `vcpus`, in this order and without any other.
+fn states(extended: &[u8], vcpus: usize) -> Result<Vec<Encoded<'_>>, SnapshotError> {
+    let states = wire::states(extended).take(vcpus.saturating_add(1));
+    let states = states.collect::<Result<Vec<_>, _>>()?;
+    if !states
+        .iter()
+        .map(Encoded::vcpu)
+        .eq((0..).take(vcpus).map(Some))
+    {
+        return Err(SnapshotError::States { vcpus });
+    }
+    Ok(states)
+}
+
+fn vcpu(vcpu: Vcpu<'_>, encoded: &Encoded<'_>, has_platform: bool) -> Result<VcpuState, VcpuCause> {
     if vcpu.cpuid.len() > KVM_MAX_CPUID_ENTRIES {
         return Err(VcpuCause::CpuidEntries {
             entries: vcpu.cpuid.len(),
@@ -112,7 +118,7 @@ fn vcpu(vcpu: Vcpu<'_>, member: &Member<'_>, has_platform: bool) -> Result<VcpuS
         return Err(VcpuCause::LocalApic { has_platform });
     }
     Ok(VcpuState {
-        extended: extended(member, &vcpu.cpuid)?,
+        extended: extended(encoded, &vcpu.cpuid)?,
         lapic: vcpu.lapic.map(lapic).transpose()?,
         cpuid: vcpu.cpuid,
         general: vcpu.general,
@@ -131,16 +137,24 @@ fn lapic(bytes: &[u8]) -> Result<Box<LocalApic>, VcpuCause> {
     Ok(Box::new(*lapic))
 }
 
-/// The state must be one of the layout that the vCPU's CPUID gives.
+/// Decodes a state, whose layout is that of the host where it was captured, and compares it with the vCPU's
+/// CPUID: what it has in use and enabled must be there, at the same place. Palettes and MXCSR bits are the
+/// host's, whatever CPUID says of them.
 fn extended(
-    member: &Member<'_>,
+    encoded: &Encoded<'_>,
     cpuid: &[CpuidEntry],
 ) -> Result<ExtendedState<'static>, VcpuCause> {
+    let blob = encoded.blob().map_err(|unreadable| unreadable.error)?;
+    let state = blob.decode()?;
     let entries: Vec<kvm_cpuid_entry2> = cpuid.iter().copied().map(Into::into).collect();
-    let layout = host::layout(&entries)?;
-    let mut buffer = Buffer::new();
-    let state = member.decode(&Codec::new(&layout), &mut buffer)?;
-    Ok(state.into_owned())
+    let guest = Layout::from_kvm_cpuid(&entries)?;
+    let components = guest.components().copied();
+    let components = components.filter(|c| !XFeatures::LEGACY.contains(c.id().bit()));
+    let palettes = state.layout().palettes().iter().copied();
+    let expected =
+        Layout::from_parts(components, palettes)?.with_mxcsr_mask(state.layout().mxcsr_mask());
+    let misfit = state.misfits(&expected).next();
+    misfit.map_or(Ok(state), |misfit| Err(VcpuCause::Misfit(misfit)))
 }
 
 fn platform(platform: Platform<'_>) -> Result<platform::Platform, SnapshotError> {
@@ -210,15 +224,13 @@ pub enum SnapshotError {
         /// [`MAX_VCPUS`].
         limit: u8,
     },
-    /// The container of the extended states cannot be read.
+    /// The extended states are damaged.
     #[error("the extended states: {0}")]
-    Container(#[from] ContainerError),
-    /// The container has not one state for each vCPU, in their order.
-    #[error("the extended states: {members} of them, and not one for each of {vcpus} vCPUs")]
-    Members {
-        /// In the container.
-        members: usize,
-        /// Of the VM.
+    Extended(#[from] Unreadable),
+    /// There is not exactly one extended state for each vCPU, in their order.
+    #[error("the extended states are not those of vCPU 0 and on, one for each of {vcpus} vCPUs")]
+    States {
+        /// The vCPUs of the VM.
         vcpus: usize,
     },
     /// An interrupt controller has another length.
@@ -292,9 +304,12 @@ pub enum VcpuCause {
     /// The CPUID describes an area that cannot exist.
     #[error("its CPUID: {0}")]
     Layout(#[from] LayoutError),
-    /// The extended state is damaged, or not one of its CPUID.
+    /// The extended state is not valid.
     #[error(transparent)]
-    Extended(#[from] MemberError),
+    Extended(#[from] DecodeError),
+    /// The extended state does not fit its CPUID.
+    #[error("the extended state does not fit the vCPU's CPUID: {0}")]
+    Misfit(Misfit),
     /// A local APIC without the other interrupt controllers, or the other way round.
     #[error("{}", if *.has_platform {
         "it has no local APIC, and the VM has interrupt controllers"

@@ -5,11 +5,13 @@
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use xsave_state::wire::{DecodeError, MemberError};
-use xsave_state::{ComponentId, ExtendedState, Image, Registers, StateError, XFeatures};
+use xsave_state::wire::DecodeError;
+use xsave_state::{
+    ComponentId, ExtendedState, Image, Layout, Misfit, Registers, StateError, XFeatures,
+};
 
 use super::header::{HEADER_BYTES, HeaderError};
-use super::wire::{Platform as WirePlatform, State, Vcpu, container};
+use super::wire::{Platform as WirePlatform, State, Vcpu, extended as encoded};
 use super::*;
 use crate::linux::devices;
 use crate::memory::PAGE_BYTES;
@@ -55,7 +57,7 @@ pub(crate) fn cpuid() -> Vec<CpuidEntry> {
 
 fn extended(seed: u8) -> ExtendedState<'static> {
     let entries: Vec<_> = cpuid().into_iter().map(Into::into).collect();
-    let layout = crate::host::layout(&entries).unwrap();
+    let layout = Layout::from_kvm_cpuid(&entries).unwrap();
     let mut area = vec![seed; layout.standard_size()];
     area[24..28].copy_from_slice(&0x9fc0u32.to_le_bytes());
     area[416..576].fill(0);
@@ -66,11 +68,7 @@ fn extended(seed: u8) -> ExtendedState<'static> {
         area[2752 + 16 + 2 * tile] = 64;
         area[2752 + 48 + tile] = 16;
     }
-    let registers = Registers {
-        xcr0: XFeatures::from_bits_retain(0x602e7),
-        xfd: XFeatures::empty(),
-        xfd_err: XFeatures::empty(),
-    };
+    let registers = Registers::RESET.with_xcr0(XFeatures::from_bits_retain(0x602e7));
     let image = Image::parse(&area, &layout).unwrap();
     ExtendedState::new(image, registers).unwrap().into_owned()
 }
@@ -158,7 +156,12 @@ fn assert_holds(bytes: &[u8]) {
         let extended = &vcpu.extended;
         let layout = extended.layout();
         let entries: Vec<_> = vcpu.cpuid.iter().copied().map(Into::into).collect();
-        assert_eq!(*layout, crate::host::layout(&entries).unwrap());
+        let guest = Layout::from_kvm_cpuid(&entries).unwrap();
+        let palettes = layout.palettes().to_vec();
+        let components = guest.components().skip(2).copied();
+        let guest = Layout::from_parts(components, palettes).unwrap();
+        let guest = guest.with_mxcsr_mask(layout.mxcsr_mask());
+        assert_eq!(extended.misfits(&guest).next(), None);
         let image = Image::parse(extended.image().as_bytes(), layout).unwrap();
         assert_eq!(
             ExtendedState::new(image, extended.registers()).unwrap(),
@@ -358,8 +361,8 @@ fn each_field_of_the_header_has_its_error() {
     let huge = u64::MAX.to_le_bytes();
     assert!(matches!(error(0, b"x"), HeaderError::Magic { .. }));
     assert!(matches!(
-        error(8, &[4]),
-        HeaderError::Version { found: 4, .. }
+        error(8, &[5]),
+        HeaderError::Version { found: 5, .. }
     ));
     assert!(matches!(
         error(12, &[65]),
@@ -388,7 +391,7 @@ fn with_state(
     snapshot: &Snapshot,
     change: impl FnOnce(&mut State<'_>),
 ) -> Result<Snapshot, SnapshotError> {
-    let extended = container(&snapshot.vcpus);
+    let extended = encoded(&snapshot.vcpus);
     let mut state = State {
         vcpus: snapshot.vcpus.iter().map(Vcpu::from).collect(),
         extended: &extended,
@@ -439,8 +442,13 @@ fn hostile_registers_are_named() {
             VcpuCause::MsrOfExtendedState { index }
         );
     }
+    // Without CPUID a guest has x87 and SSE.
     assert!(matches!(
         cause(|vcpu| vcpu.cpuid.clear()),
+        VcpuCause::Misfit(Misfit::Missing { .. })
+    ));
+    assert!(matches!(
+        cause(|vcpu| vcpu.cpuid.retain(|e| (e.function, e.index) != (0xd, 9))),
         VcpuCause::Layout(_)
     ));
     assert_eq!(
@@ -472,47 +480,45 @@ fn hostile_interrupt_controllers_are_named() {
     assert_eq!(error, SnapshotError::Vcpu { vcpu: 0, cause });
 }
 
-/// The container of `snapshot` with its first state changed, and all checksums right: where
+/// The states of `snapshot` with the first one changed, and its checksum right: where
 /// docs/state-format.md has them.
 fn forged(snapshot: &Snapshot, change: impl FnOnce(&mut [u8])) -> Vec<u8> {
-    const HEADER: usize = 16;
-    const ENTRY: usize = 16;
-    const TRAILER: usize = 32;
-    let mut bytes = container(&snapshot.vcpus);
-    let trailer = bytes.len() - TRAILER;
-    let index = trailer - ENTRY * snapshot.vcpus.len();
-    let second = u64::from_le_bytes(bytes[index + ENTRY..index + ENTRY + 8].try_into().unwrap());
-    let state = HEADER..usize::try_from(second).unwrap();
-    change(&mut bytes[state.clone()]);
-    let checksum = crc32fast::hash(&bytes[state.start..state.end - 4]).to_le_bytes();
-    bytes[state.end - 4..state.end].copy_from_slice(&checksum);
-    bytes[index + 12..index + 16].copy_from_slice(&checksum);
-    let mut hasher = crc32fast::Hasher::new();
-    hasher.update(&bytes[..HEADER]);
-    hasher.update(&bytes[index..trailer + 20]);
-    bytes[trailer + 20..trailer + 24].copy_from_slice(&hasher.finalize().to_le_bytes());
+    let mut bytes = encoded(&snapshot.vcpus);
+    let total = u32::from_le_bytes(bytes[12..16].try_into().unwrap());
+    let state = &mut bytes[..usize::try_from(total).unwrap()];
+    change(state);
+    let (body, stored) = state.split_at_mut(state.len() - 4);
+    stored.copy_from_slice(&crc32fast::hash(body).to_le_bytes());
     bytes
+}
+
+/// Reads `snapshot` with these extended states.
+fn with_extended(snapshot: &Snapshot, extended: Vec<u8>) -> Result<Snapshot, SnapshotError> {
+    with_state(snapshot, |state| {
+        // It lives as long as the process.
+        state.extended = Box::leak(extended.into_boxed_slice());
+    })
 }
 
 #[test]
 fn hostile_extended_state_is_named() {
+    /// Where docs/state-format.md has them.
+    const XCR0: usize = 20;
+    const XFD: usize = 28;
     let error = |at: usize, value: u64| {
         let snapshot = snapshot();
         let extended = forged(&snapshot, |state| {
             state[at..at + 8].copy_from_slice(&value.to_le_bytes());
         });
-        with_state(&snapshot, |state| {
-            // It lives as long as the process.
-            state.extended = Box::leak(extended.into_boxed_slice());
-        })
+        with_extended(&snapshot, extended)
     };
-    assert_eq!(error(16, 0x602e7), Ok(snapshot()), "XCR0 as it was");
+    assert_eq!(error(XCR0, 0x602e7), Ok(snapshot()), "XCR0 as it was");
     // Tiles in use and disabled: the state that takes unfixed hosts down.
-    for (at, value) in [(24, 1 << 18), (24, 1 << 17), (16, 0xe3), (16, 0)] {
+    for (at, value) in [(XFD, 1 << 18), (XFD, 1 << 17), (XCR0, 0xe3), (XCR0, 0)] {
         let error = error(at, value).unwrap_err();
         let SnapshotError::Vcpu {
             vcpu: 0,
-            cause: VcpuCause::Extended(MemberError::Decode { error: rule, .. }),
+            cause: VcpuCause::Extended(rule),
         } = error
         else {
             panic!("{at}: {error:?}")
@@ -522,7 +528,7 @@ fn hostile_extended_state_is_named() {
             rule,
             DecodeError::State(StateError::InUseWhileDisabled { .. })
         );
-        assert_eq!(disabled, (at, value) == (24, 1 << 18), "{rule}");
+        assert_eq!(disabled, (at, value) == (XFD, 1 << 18), "{rule}");
     }
 }
 
@@ -531,40 +537,62 @@ fn there_is_one_extended_state_for_each_vcpu() {
     let all = snapshot();
     let mut one = snapshot();
     one.vcpus.truncate(1);
-    for (vcpus, states) in [(&all, &one), (&one, &all)] {
-        let extended = container(&states.vcpus);
-        let error = with_state(vcpus, |state| {
-            // It lives as long as the process.
-            state.extended = Box::leak(extended.into_boxed_slice());
-        });
-        assert_eq!(
-            error,
-            Err(SnapshotError::Members {
-                members: states.vcpus.len(),
-                vcpus: vcpus.vcpus.len()
-            })
+    let (first, both) = (encoded(&one.vcpus), encoded(&all.vcpus));
+    for (vcpus, extended) in [
+        (&all, first.clone()),
+        (&all, [&first[..], &first].concat()),
+        (&all, [&both[first.len()..], &first].concat()),
+        (&one, both.clone()),
+        (&all, Vec::new()),
+    ] {
+        let expected = SnapshotError::States {
+            vcpus: vcpus.vcpus.len(),
+        };
+        assert_eq!(with_extended(vcpus, extended), Err(expected));
+    }
+    for damaged in [vec![0; 64], both[..both.len() - 1].to_vec()] {
+        let error = with_extended(&all, damaged);
+        assert!(
+            matches!(error, Err(SnapshotError::Extended(_))),
+            "{error:?}"
         );
     }
-    let error = with_state(&all, |state| state.extended = &[0; 64]);
-    assert!(matches!(error, Err(SnapshotError::Container(_))));
 }
 
+/// Its own layout is that of the host where it was captured; what is in use must be where the CPUID has it.
 #[test]
 fn a_state_of_another_layout_than_its_cpuid_is_named() {
-    let error = cause(|vcpu| {
-        for entry in vcpu.cpuid.iter_mut() {
-            if (entry.function, entry.index) == (0xd, 9) {
-                entry.ebx = 2696;
-            }
-        }
-    });
-    assert!(
-        matches!(
-            error,
-            VcpuCause::Extended(MemberError::Decode { vcpu: 1, .. })
-        ),
-        "{error:?}"
+    let change = |subleaf, change: fn(&mut CpuidEntry)| {
+        cause(|vcpu| {
+            let mut entries = vcpu.cpuid.iter_mut();
+            let entry = entries.find(|e| (e.function, e.index) == (0xd, subleaf));
+            change(entry.unwrap());
+        })
+    };
+    assert_eq!(
+        change(9, |pkru| pkru.ebx = 2696),
+        VcpuCause::Misfit(Misfit::Offset {
+            component: ComponentId::PKRU,
+            source_offset: 2688,
+            target_offset: 2696
+        })
     );
+    assert_eq!(
+        change(0, |user| user.eax &= !(1 << 9)),
+        VcpuCause::Misfit(Misfit::Missing {
+            component: ComponentId::PKRU
+        })
+    );
+}
+
+/// The palettes and MXCSR bits of a state are those of the processor, whatever the guest's CPUID hides.
+#[test]
+fn a_guest_whose_cpuid_hides_palettes_has_a_snapshot() {
+    let mut hidden = snapshot();
+    for vcpu in &mut hidden.vcpus {
+        vcpu.cpuid.retain(|entry| entry.function != 0x1d);
+    }
+    assert_eq!(Snapshot::from_bytes(&hidden.to_bytes()), Ok(hidden));
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What is written of the vCPUs, and how.
 
 use serde::{Deserialize, Serialize};
-use xsave_state::wire::{Codec, Writer};
+use xsave_state::wire;
 
 use super::header::Header;
 use super::{Snapshot, VcpuState};
@@ -14,7 +14,7 @@ use crate::registers::{CpuidEntry, Debug, Events, General, MpState, Msr, Special
 pub(super) struct State<'a> {
     #[serde(borrow)]
     pub(super) vcpus: Vec<Vcpu<'a>>,
-    /// The extended states of all vCPUs, in xsave-state's container.
+    /// The extended states of all vCPUs, one behind the other, as xsave-state encodes them.
     pub(super) extended: &'a [u8],
     pub(super) tsc_khz: Option<u32>,
     pub(super) platform: Option<Platform<'a>>,
@@ -74,7 +74,7 @@ impl Snapshot {
 
     /// All but memory.
     pub(crate) fn state_bytes(&self) -> Vec<u8> {
-        let extended = container(&self.vcpus);
+        let extended = extended(&self.vcpus);
         let state = State {
             vcpus: self.vcpus.iter().map(Vcpu::from).collect(),
             extended: &extended,
@@ -87,19 +87,12 @@ impl Snapshot {
     }
 }
 
-/// The extended states, each under the number of its vCPU.
-pub(super) fn container(vcpus: &[VcpuState]) -> Vec<u8> {
-    let mut writer = Writer::new();
-    let mut bytes = Vec::new();
-    for (vcpu, state) in (0..).zip(vcpus) {
-        // It fails where numbers do not ascend or a state has not the codec's layout: not so here.
-        let codec = Codec::new(state.extended.layout());
-        if let Ok(piece) = writer.push(vcpu, &codec, &state.extended) {
-            bytes.extend_from_slice(piece);
-        }
-    }
-    bytes.extend_from_slice(writer.finish());
-    bytes
+/// The extended states, each with the number of its vCPU and its own layout.
+pub(super) fn extended(vcpus: &[VcpuState]) -> Vec<u8> {
+    let states = (0..).zip(vcpus);
+    states
+        .flat_map(|(vcpu, state)| wire::encode(vcpu, &state.extended))
+        .collect()
 }
 
 impl<'a> From<&'a VcpuState> for Vcpu<'a> {

@@ -253,7 +253,7 @@ fn state(host: &Host, messages: &[Frame; 4]) -> Vec<Row> {
     let good = State::parse(&messages[2].content);
     let mut rows: BTreeMap<String, Row> = BTreeMap::new();
     for (turn, (path, changed)) in fields::changed(&good).into_iter().enumerate() {
-        // The other vCPU's are the same fields; the container has a test of its own.
+        // The other vCPU's are the same fields; the states have a test of their own.
         if path.starts_with("/vcpus/1") || path.starts_with("/extended") {
             continue;
         }
@@ -282,24 +282,23 @@ fn state(host: &Host, messages: &[Frame; 4]) -> Vec<Row> {
 }
 
 /// The bytes of an encoded state, by docs/state-format.md.
-const XCR0: usize = 16;
-const XFD: usize = 24;
-const XFD_ERR: usize = 32;
-const XSTATE_BV: usize = 40;
-const MXCSR: usize = 48;
-const MXCSR_MASK: usize = 52;
-const COMPONENTS: usize = 56;
-const PALETTES: usize = 58;
-const TABLES: usize = 64;
+const VCPU: usize = 16;
+const XCR0: usize = 20;
+const XFD: usize = 28;
+const XFD_ERR: usize = 36;
+const XSTATE_BV: usize = 44;
+const MXCSR: usize = 52;
+const MXCSR_MASK: usize = 56;
+const COMPONENTS: usize = 60;
+const PALETTES: usize = 62;
+const AREA: usize = 64;
+const TABLES: usize = 68;
 
 /// The extended state, field by field: each rule is broken with right checksums, and each is refused.
 fn extended(host: &Host, messages: &[Frame; 4]) -> Row {
     let mut row = Row::new("a hostile source: extended state against its rules");
     let good = State::parse(&messages[2].content);
-    let member = encoded::index(&good.extended)
-        .expect("it is a container")
-        .swap_remove(0);
-    let state = &good.extended[member.range.clone()];
+    let state = first(&good.extended);
     let word = |at: usize| u64::from_le_bytes(state[at..at + 8].try_into().expect("eight bytes"));
     let put = |at: usize, bytes: &[u8]| {
         let mut state = state.to_vec();
@@ -376,13 +375,14 @@ fn extended(host: &Host, messages: &[Frame; 4]) -> Row {
         (12, "length"),
         (COMPONENTS, "components"),
         (PALETTES, "palettes"),
-        (60, "area"),
+        (VCPU, "number of the vCPU"),
+        (AREA, "area"),
     ] {
         crafted.push((what.to_owned(), put(at, &[state[at] ^ 1])));
     }
     for (what, state) in crafted {
         let changed = State {
-            extended: container(&good.extended, &member, &state),
+            extended: replaced(&good.extended, first(&good.extended), &state),
             ..good.clone()
         };
         let error = play(host, &with(messages, 2, changed.to_bytes())).err();
@@ -407,14 +407,11 @@ fn extended(host: &Host, messages: &[Frame; 4]) -> Row {
     row
 }
 
-/// Bytes of the container, with right checksums: refused, or valid.
+/// Bytes of a state, with a right checksum: refused, or valid.
 fn extended_bytes(host: &Host, messages: &[Frame; 4]) -> Row {
     let mut row = Row::new("a hostile source: bytes of the extended state");
     let good = State::parse(&messages[2].content);
-    let member = encoded::index(&good.extended)
-        .expect("it is a container")
-        .swap_remove(0);
-    let state = &good.extended[member.range.clone()];
+    let state = first(&good.extended);
     let step = if table::in_lab() { 97 } else { 13 };
     for at in (0..state.len() - 4).filter(|at| *at < TABLES || at % step == 0) {
         if table::in_lab() && at < TABLES && at % 4 != 0 {
@@ -423,22 +420,22 @@ fn extended_bytes(host: &Host, messages: &[Frame; 4]) -> Row {
         let mut state = state.to_vec();
         state[at] ^= 0x11;
         let changed = State {
-            extended: container(&good.extended, &member, &state),
+            extended: replaced(&good.extended, first(&good.extended), &state),
             ..good.clone()
         };
         let played = play(host, &with(messages, 2, changed.to_bytes()));
         row.add(judge(played));
     }
-    // A container without one of its states, with too much, and cut.
+    // Without one of the states, with too much, and cut.
     let bytes = &good.extended;
-    for container in [
+    for extended in [
         vec![],
         bytes[..bytes.len() - 1].to_vec(),
         bytes[..48].to_vec(),
         [bytes.as_slice(), &[0]].concat(),
     ] {
         let changed = State {
-            extended: container,
+            extended,
             ..good.clone()
         };
         let error = play(host, &with(messages, 2, changed.to_bytes()))
@@ -451,22 +448,17 @@ fn extended_bytes(host: &Host, messages: &[Frame; 4]) -> Row {
     row
 }
 
-/// The container with another state of the same length in that place, and right checksums.
-fn container(good: &[u8], member: &encoded::Member, state: &[u8]) -> Vec<u8> {
-    let mut container = good.to_vec();
+/// The states with another one as the first, whose checksum is made right.
+fn replaced(good: &[u8], first: &[u8], state: &[u8]) -> Vec<u8> {
     let mut state = state.to_vec();
     encoded::seal_checksum(&mut state);
-    container[member.range.clone()].copy_from_slice(&state);
-    let trailer = container.len() - 32;
-    let index = u64::from_le_bytes(
-        container[trailer..trailer + 8]
-            .try_into()
-            .expect("eight bytes"),
-    );
-    let copy = usize::try_from(index).expect("short") + 12;
-    container[copy..copy + 4].copy_from_slice(&state[state.len() - 4..]);
-    encoded::seal_index(&mut container);
-    container
+    [&state, &good[first.len()..]].concat()
+}
+
+/// The first of the states.
+fn first(states: &[u8]) -> &[u8] {
+    let bytes = encoded::dword(states, 12);
+    &states[..usize::try_from(bytes).expect("short")]
 }
 
 /// Where the first line of a component's record is, if it has one.

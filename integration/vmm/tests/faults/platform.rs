@@ -15,7 +15,7 @@ use crate::trial;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct State {
     pub(crate) vcpus: Vec<Vcpu>,
-    /// xsave-state's container.
+    /// The states of all vCPUs, one behind the other, as xsave-state encodes them.
     pub(crate) extended: Vec<u8>,
     pub(crate) tsc_khz: Option<u32>,
     pub(crate) platform: Option<Platform>,

@@ -99,7 +99,7 @@ pub(crate) fn assert_computes_on(host: &Host, vm: Vm) {
 }
 
 pub(crate) fn assert_computes_on_with(host: &Host, mut vm: Vm, bus: &impl Bus) {
-    let is_midway = midway::is_midway(host, &vm, workloads(host));
+    let is_midway = midway::is_midway(host, &mut vm, workloads(host));
     COMPUTED_ON.fetch_add(1, Ordering::SeqCst);
     WERE_DONE.fetch_add(usize::from(!is_midway), Ordering::SeqCst);
     let mut slices = 0;

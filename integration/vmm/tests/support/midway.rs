@@ -68,8 +68,8 @@ pub(crate) fn outlasting(
     let mut factor: u64 = 1;
     while factor <= 1 << DOUBLINGS {
         if let Some(guest) = caught(host, &slower(workloads, factor)) {
-            let arrived = moves(guest.vm);
-            if is_midway(host, &arrived, workloads) {
+            let mut arrived = moves(guest.vm);
+            if is_midway(host, &mut arrived, workloads) {
                 return factor + factor.div_ceil(if in_lab() { 8 } else { 1 });
             }
         }
@@ -80,7 +80,7 @@ pub(crate) fn outlasting(
 }
 
 /// Whether the guest of `vm`, which is stopped, is in the middle of these tasks.
-pub(crate) fn is_midway(host: &Host, vm: &Vm, workloads: &[Workload]) -> bool {
+pub(crate) fn is_midway(host: &Host, vm: &mut Vm, workloads: &[Workload]) -> bool {
     let snapshot = vm.capture(host).expect("it can be captured");
     snapshot.is_midway(workloads)
 }

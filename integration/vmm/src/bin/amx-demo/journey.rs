@@ -212,10 +212,10 @@ pub(crate) fn go(host: &Host, kernel: &Path, leg: &str) -> anyhow::Result<()> {
             // What it has said meanwhile.
             done.verdict = guest.verdict();
         }
-        Target::File(path) => done.vcpus = save(host, &guest, path)?,
+        Target::File(path) => done.vcpus = save(host, &mut guest, path)?,
         Target::FileWithTiles(path) => {
             stop_with_tiles(host, &mut guest)?;
-            done.vcpus = save(host, &guest, path)?;
+            done.vcpus = save(host, &mut guest, path)?;
         }
         Target::End if notices => {}
         Target::End => {
@@ -310,7 +310,7 @@ fn stop_with_tiles(host: &Host, guest: &mut Guest) -> anyhow::Result<()> {
     bail!("never a program's tiles in a register")
 }
 
-fn save(host: &Host, guest: &Guest, path: &Path) -> anyhow::Result<Vec<AtStop>> {
+fn save(host: &Host, guest: &mut Guest, path: &Path) -> anyhow::Result<Vec<AtStop>> {
     let snapshot = guest.capture(host)?;
     let vcpus = snapshot.at_stop();
     let bytes = snapshot.to_bytes();
