@@ -155,6 +155,21 @@ pub enum Feature {
 }
 
 impl Feature {
+    /// The components without which it cannot be used: itself, those of AMX, or x87 and SSE for a
+    /// feature of XSAVE.
+    #[must_use]
+    pub fn needs(&self) -> XFeatures {
+        match self {
+            Self::Component(shape) => shape.id.bit(),
+            Self::Xsave(XsaveFeatures::XFD)
+            | Self::Amx(_)
+            | Self::Palette(_)
+            | Self::TmulRows(_)
+            | Self::TmulBytes(_) => XFeatures::AMX,
+            Self::Xsave(_) => XFeatures::LEGACY,
+        }
+    }
+
     /// The order of reports: XSAVE, components by number, AMX, palettes, limits.
     fn key(&self) -> (u8, u64, u64, u64) {
         match self {

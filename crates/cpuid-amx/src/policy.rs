@@ -83,8 +83,8 @@ impl Policy {
         Self::exactly(level.features())
     }
 
-    /// These features of XSAVE and AMX and no other, each at its place: those of a
-    /// [baseline](crate::baseline), so that a guest finds the same on every host.
+    /// These features of XSAVE and AMX and no other, each at its place: those that a fleet shares, so
+    /// that a guest finds the same on every host.
     #[must_use]
     pub fn features(features: &FeatureSet) -> Self {
         Self::new(What::Features(features.clone()))

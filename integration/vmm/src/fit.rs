@@ -6,8 +6,8 @@
 
 use std::fmt;
 
-use cpuid_amx::compat::{self, Guest};
 use cpuid_amx::{CpuidTable, FeatureSet};
+use host_compat::compat::{self, Guest};
 use thiserror::Error;
 
 use crate::host::Host;
@@ -34,7 +34,7 @@ impl Snapshot {
 /// What cpuid-amx and xsave-state have to say.
 pub(crate) fn extended(
     vcpus: &[VcpuState],
-    host: &cpuid_amx::Host,
+    host: &host_compat::Host,
 ) -> impl Iterator<Item = Reason> {
     // All vCPUs of a guest have the same features. What contradicts itself, no guest can use.
     let cpuid = vcpus.first().map(|vcpu| &vcpu.cpuid);
@@ -193,8 +193,8 @@ impl fmt::Display for Range {
 #[cfg(test)]
 mod tests {
     use amx_guest::Workload;
-    use cpuid_amx::compat::Reason as Compat;
     use cpuid_amx::{AmxFeatures, Feature, Policy, Table};
+    use host_compat::compat::Reason as Compat;
     use xsave_state::relayout::Loss;
     use xsave_state::{ComponentId, ExtendedState, Misfit, Registers, XFeatures};
 
@@ -206,15 +206,15 @@ mod tests {
     use crate::vm::Vm;
 
     /// The snapshot's own processor with other values of some sub-leaves.
-    fn host(changes: &[(u32, u32, [u32; 4])]) -> cpuid_amx::Host {
+    fn host(changes: &[(u32, u32, [u32; 4])]) -> host_compat::Host {
         let mut table: Table = cpuid().entries().collect();
         for (leaf, subleaf, value) in changes {
             table.set_leaf(*leaf, *subleaf, *value).unwrap();
         }
-        cpuid_amx::Host::from_cpuid("there", table)
+        host_compat::Host::from_cpuid("there", table)
     }
 
-    fn reasons(snapshot: &Snapshot, host: &cpuid_amx::Host) -> Vec<Compat> {
+    fn reasons(snapshot: &Snapshot, host: &host_compat::Host) -> Vec<Compat> {
         extended(&snapshot.vcpus, host)
             .map(|reason| match reason {
                 Reason::Extended(reason) => {
@@ -235,7 +235,7 @@ mod tests {
     fn a_host_without_amx_is_told_everything_that_it_lacks() {
         let mut table = host(&[]).guest_cpuid().unwrap().clone();
         Policy::hide_amx().apply(&mut table).unwrap();
-        let there = cpuid_amx::Host::from_cpuid("there", table);
+        let there = host_compat::Host::from_cpuid("there", table);
         let reasons = reasons(&snapshot(), &there);
         for amx in [AmxFeatures::TILE, AmxFeatures::INT8, AmxFeatures::BF16] {
             let feature = Feature::Amx(amx);

@@ -77,7 +77,7 @@ pub struct Linux {
     /// What it sees of AMX, of what KVM supports.
     pub policy: Policy,
     /// Hosts that it may be moved to: it sees what all of them have.
-    pub others: Vec<cpuid_amx::Host>,
+    pub others: Vec<host_compat::Host>,
 }
 
 impl Linux {

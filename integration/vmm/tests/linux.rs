@@ -24,7 +24,8 @@ use amx_vmm::migration::{
     Offer, Options, Progress, ReceiveError, SendError, receive, receive_with, send,
 };
 use amx_vmm::{Host, Linux, LinuxError, Snapshot, Vm, file};
-use cpuid_amx::{AmxFeatures, Level, Policy, compat};
+use cpuid_amx::{AmxFeatures, Level, Policy};
+use host_compat::compat;
 use support::{
     GUEST_KERNEL, boot, elsewhere, end, job, let_work, linux_guest, start_elsewhere,
     with_live_tiles,

@@ -1,6 +1,7 @@
 //! What a guest sees that may go on on other hosts: of this host's CPUID, what the others have as well.
 
-use cpuid_amx::{CpuidTable, FeatureSet, Host, Policy};
+use cpuid_amx::{CpuidTable, FeatureSet, Policy};
+use host_compat::Host;
 
 use super::LinuxError;
 use crate::features;

@@ -18,7 +18,7 @@ pub struct Offer {
     pub version: u32,
     /// The host, as cpuid-amx describes it: docs/host.schema.json.
     #[serde(with = "json")]
-    pub host: cpuid_amx::Host,
+    pub host: host_compat::Host,
     /// The most vCPUs of a guest.
     pub vcpus: u32,
     /// The most memory of a guest, in bytes.
@@ -112,7 +112,7 @@ fn same_frequency(a_khz: u32, b_khz: u32) -> bool {
 /// A description as JSON text within another format: it is a document for formats that name their
 /// fields.
 mod json {
-    use cpuid_amx::Host;
+    use host_compat::Host;
     use serde::{Deserialize, Deserializer, Serializer, de, ser};
 
     pub(super) fn serialize<S: Serializer>(host: &Host, serializer: S) -> Result<S::Ok, S::Error> {
@@ -128,8 +128,9 @@ mod json {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use cpuid_amx::host::MAX_ENTRIES;
-    use cpuid_amx::{CpuidTable, Entry, Host, Table};
+    use cpuid_amx::{CpuidTable, Entry, Table};
+    use host_compat::Host;
+    use host_compat::host::MAX_ENTRIES;
 
     use super::*;
     use crate::snapshot::tests::{cpuid, snapshot};

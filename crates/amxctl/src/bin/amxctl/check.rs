@@ -2,9 +2,10 @@
 
 use std::fmt::Write;
 
-use cpuid_amx::host::kernel::{Fix, State};
-use cpuid_amx::host::{Capabilities, Obstacle, Permission};
-use cpuid_amx::{CpuidTable, Host};
+use cpuid_amx::CpuidTable;
+use host_compat::Host;
+use host_compat::host::{Capabilities, Obstacle, Permission};
+use host_compat::kernel::{Fix, State};
 use serde_json::json;
 use xsave_state::Layout;
 

@@ -5,8 +5,9 @@ use std::fmt::Write;
 use amxctl::vcpu::Owner;
 use amxctl::{OpenError, Subject};
 use anyhow::{Context, bail};
-use cpuid_amx::compat::{self, Compatibility, Guest, Reason, Remedy, Verdict};
-use cpuid_amx::{CpuidTable, FeatureSet, Host, Table};
+use cpuid_amx::{CpuidTable, FeatureSet, Table};
+use host_compat::Host;
+use host_compat::compat::{self, Compatibility, Guest, Reason, Remedy, Verdict};
 use serde_json::{Value, json};
 
 use crate::cli::CompatArgs;

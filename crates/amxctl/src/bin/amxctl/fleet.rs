@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use cpuid_amx::Fleet;
-use cpuid_amx::baseline::Lines;
+use host_compat::Fleet;
+use host_compat::baseline::Lines;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::{BaselineArgs, MergeArgs};

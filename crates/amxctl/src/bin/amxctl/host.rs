@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use cpuid_amx::Host;
-use cpuid_amx::host::{NoKvm, probe};
+use host_compat::Host;
+use host_compat::host::NoKvm;
+use host_compat::probe;
 
 use crate::cli::DescribeArgs;
 use crate::{Outcome, load, screen};

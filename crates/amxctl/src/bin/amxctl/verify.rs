@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use amxctl::Subject;
 use amxctl::rules::{self, Finding};
-use cpuid_amx::compat;
+use host_compat::compat;
 use serde_json::{Value, json};
 
 use crate::cli::VerifyArgs;

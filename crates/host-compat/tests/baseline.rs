@@ -5,15 +5,16 @@
     clippy::unwrap_used
 )]
 
+#[path = "../../cpuid-amx/tests/common/mod.rs"]
 mod common;
 
 use common::{diamond_rapids, entries, fixture};
-use cpuid_amx::baseline::{MAX_KINDS, ObstacleKind, TooManyKinds};
-use cpuid_amx::host::{NoKvm, Permission};
 use cpuid_amx::{
-    AmxFeatures, Baseline, CpuidTable, Feature, FeatureSet, Fleet, Host, Level, PermissionError,
-    Policy, Table, coherence,
+    AmxFeatures, CpuidTable, Feature, FeatureSet, Level, PermissionError, Policy, Table, coherence,
 };
+use host_compat::baseline::{MAX_KINDS, ObstacleKind, TooManyKinds};
+use host_compat::host::{NoKvm, Permission};
+use host_compat::{Baseline, Fleet, Host};
 use proptest::prelude::*;
 use xsave_state::{ComponentId, XFeatures};
 
@@ -35,7 +36,7 @@ fn real(names: &[&str]) -> Vec<Host> {
     names.iter().map(|name| host(name, fixture(name))).collect()
 }
 
-fn loss<'a>(baseline: &'a Baseline, feature: &str) -> &'a cpuid_amx::baseline::Loss {
+fn loss<'a>(baseline: &'a Baseline, feature: &str) -> &'a host_compat::baseline::Loss {
     baseline
         .losses
         .iter()
@@ -309,10 +310,9 @@ proptest! {
 }
 
 /// Names, and what else a line can have, do not matter for how it is counted.
-#[cfg(feature = "serde")]
 mod documents {
     use cpuid_amx::Entry;
-    use cpuid_amx::baseline::Lines;
+    use host_compat::baseline::Lines;
 
     use super::*;
 

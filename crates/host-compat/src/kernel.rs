@@ -3,9 +3,8 @@
 //! Distributions take fixes into kernels whose numbers do not change, so that a version is evidence,
 //! not proof. [`State::Absent`] means that upstream's kernel of that version does not have the fix.
 
-use alloc::string::{String, ToString};
-use core::fmt;
-use core::str::FromStr;
+use std::fmt;
+use std::str::FromStr;
 
 use thiserror::Error;
 
@@ -23,7 +22,7 @@ impl Kernel {
     /// Ubuntu's kernels have.
     ///
     /// ```
-    /// use cpuid_amx::host::Kernel;
+    /// use host_compat::kernel::Kernel;
     ///
     /// // Debian's stable releases name an ABI in -r, and the version in -v.
     /// let kernel = Kernel::from_names(

@@ -4,17 +4,16 @@
 //! it. What it has enabled in XCR0 it may use at any moment. What it has not enabled, it does not
 //! use: that a host lacks it keeps nobody from going there, once it is hidden.
 
-use alloc::vec::Vec;
-use core::fmt;
+use std::fmt;
 
 use thiserror::Error;
 use xsave_state::relayout::{Allowed, Loss, RelayoutError, relayout};
 use xsave_state::{ExtendedState, Layout, LayoutError, Misfit, XFeatures};
 
-use crate::features::{ComponentShape, Feature, FeatureSet, XsaveFeatures};
 use crate::host::{Host, NoKvm, Permission};
-use crate::permission::PermissionError;
-use crate::table::CpuidTable;
+use cpuid_amx::features::{ComponentShape, Feature, FeatureSet};
+use cpuid_amx::permission::PermissionError;
+use cpuid_amx::table::CpuidTable;
 
 /// A guest: what it sees, and what its vCPUs have in their registers.
 #[derive(Clone, Copy, Debug, Default)]
@@ -63,8 +62,9 @@ impl<'a> Guest<'a> {
 /// Compares a guest with a host.
 ///
 /// ```
-/// use cpuid_amx::compat::{self, Guest, Verdict};
-/// use cpuid_amx::{CpuidTable, FeatureSet, Host, Policy, Table};
+/// use host_compat::compat::{self, Guest, Verdict};
+/// use cpuid_amx::{CpuidTable, FeatureSet, Policy, Table};
+/// use host_compat::Host;
 /// use xsave_state::{ExtendedState, Layout};
 ///
 /// let table: Table = cpuid_amx::dump::EXAMPLE.parse()?;
@@ -143,18 +143,14 @@ fn lacks(feature: Feature, there: &FeatureSet, active: Option<XFeatures>) -> Rea
                 },
             }
         }
-        Feature::Xsave(XsaveFeatures::XFD)
-        | Feature::Amx(_)
-        | Feature::Palette(_)
-        | Feature::TmulRows(_)
-        | Feature::TmulBytes(_) => Reason::Feature {
-            feature,
-            active: is_active(active, XFeatures::AMX),
-        },
         // The instructions that a kernel chose when it started.
-        Feature::Xsave(_) => Reason::Feature {
+        _ if feature.needs() == XFeatures::LEGACY => Reason::Feature {
             feature,
             active: active.is_some(),
+        },
+        _ => Reason::Feature {
+            feature,
+            active: is_active(active, feature.needs()),
         },
     }
 }
@@ -196,7 +192,7 @@ pub struct Compatibility {
     /// Every reason why the guest does not run there as it is.
     pub reasons: Vec<Reason>,
     /// What the guest can see there: the features of its CPUID that the host has too. It is what a
-    /// [policy](crate::Policy::features) hides the rest with.
+    /// [policy](cpuid_amx::Policy::features) hides the rest with.
     pub shared: FeatureSet,
 }
 
@@ -263,7 +259,7 @@ pub enum Remedy {
     /// read from CPUID before, these are wrong from then on. The compacted format, which Linux uses
     /// for its own areas, does not depend on them.
     Relayout,
-    /// To hide the feature from the guest's CPUID, [`Policy::features`](crate::Policy::features) with
+    /// To hide the feature from the guest's CPUID, [`Policy::features`](cpuid_amx::Policy::features) with
     /// [`Compatibility::shared`]: the guest has not started, or has not enabled what it belongs to.
     /// A KVM that [rewrites](crate::host::KvmFacts::rewritten) CPUID hides nothing.
     Hide,

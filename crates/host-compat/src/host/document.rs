@@ -4,19 +4,17 @@
 //! The types here are the document's own: what the crate uses can change, and a document of
 //! version 1 stays what it is.
 
-use alloc::borrow::Cow;
-use alloc::string::String;
-use alloc::vec::Vec;
+use std::borrow::Cow;
 
 use serde::de::{Error as _, Unexpected};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use xsave_state::XFeatures;
 
-use crate::amx::AmxFeatures;
 use crate::document::{self, DocumentError, EntryDocument, Hex, entries, table, text};
-use crate::host::kernel::{Kernel, Version};
 use crate::host::{Capabilities, Host, KvmFacts, NoKvm, Permission, Processor};
-use crate::permission::PermissionError;
+use crate::kernel::{Kernel, Version};
+use cpuid_amx::amx::AmxFeatures;
+use cpuid_amx::permission::PermissionError;
 
 /// What `format` says in every description of a host.
 pub const FORMAT: &str = "amx-host";
@@ -127,7 +125,7 @@ impl<'a> From<&'a Host> for Document<'a> {
             },
             kernel: host.kernel.as_ref().map(|kernel| KernelDocument {
                 release: Cow::Borrowed(&kernel.release),
-                upstream: kernel.upstream.map(|version| alloc::format!("{version}")),
+                upstream: kernel.upstream.map(|version| format!("{version}")),
             }),
             components: host.components.map(bits),
             permission: host.permission.into(),
@@ -190,6 +188,8 @@ impl From<Permission> for PermissionDocument {
                     granted: bits(granted),
                 },
                 PermissionError::Other { errno } => Self::Other { errno },
+                // One that this version of the format has no name for.
+                _ => Self::Other { errno: 0 },
             },
         }
     }

@@ -1,6 +1,6 @@
 //! A fleet from JSON lines: a thousand kinds of hosts, each line parsed, or each kind of line once.
 //!
-//! `cargo bench -p cpuid-amx --all-features --bench fleet`. With `FLEET_HOSTS=1000000` it counts so
+//! `cargo bench -p host-compat --bench fleet`. With `FLEET_HOSTS=1000000` it counts so
 //! many lines once instead, and says how long that took and how much memory it needs.
 #![allow(missing_docs, reason = "criterion's macros make public items")]
 #![allow(clippy::arithmetic_side_effects)]
@@ -8,10 +8,11 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use cpuid_amx::baseline::Lines;
-use cpuid_amx::host::Kernel;
-use cpuid_amx::{CpuidTable, Fleet, Host, Table};
+use cpuid_amx::{CpuidTable, Table};
 use criterion::{Criterion, Throughput, criterion_group};
+use host_compat::baseline::Lines;
+use host_compat::kernel::Kernel;
+use host_compat::{Fleet, Host};
 
 const KINDS: u32 = 1000;
 

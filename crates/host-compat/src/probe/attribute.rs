@@ -19,7 +19,7 @@ ioctl_iow_nr!(KVM_GET_DEVICE_ATTR, KVMIO, 0xe2, kvm_device_attr);
 /// use xsave_state::XFeatures;
 ///
 /// if let Ok(kvm) = kvm_ioctls::Kvm::new() {
-///     let guests = cpuid_amx::kvm::xcomp_guest_supp(&kvm);
+///     let guests = host_compat::xcomp_guest_supp(&kvm);
 ///     let amx = guests.is_some_and(|components| components.contains(XFeatures::XTILEDATA));
 ///     println!("AMX for guests: {amx}");
 /// }

@@ -5,15 +5,16 @@
     clippy::unwrap_used
 )]
 
+#[path = "../../cpuid-amx/tests/common/mod.rs"]
 mod common;
 
 use common::{entries, fixture};
-use cpuid_amx::compat::{self, Compatibility, Guest, Reason, Remedy, Verdict};
-use cpuid_amx::host::{NoKvm, Permission};
 use cpuid_amx::{
-    AmxFeatures, CpuidTable, Feature, FeatureSet, Host, Level, PermissionError, Policy, Table,
-    coherence,
+    AmxFeatures, CpuidTable, Feature, FeatureSet, Level, PermissionError, Policy, Table, coherence,
 };
+use host_compat::Host;
+use host_compat::compat::{self, Compatibility, Guest, Reason, Remedy, Verdict};
+use host_compat::host::{NoKvm, Permission};
 use proptest::prelude::*;
 use xsave_state::relayout::Loss;
 use xsave_state::{ComponentId, ExtendedState, Image, Layout, Misfit, Registers, XFeatures};

@@ -1,50 +1,37 @@
 //! A description of a host: everything on which guests with AMX depend, as data.
 //!
-//! `probe` (feature `kvm`) describes the machine that is here. With the feature `serde` a
-//! description is a versioned document for self-describing formats, in JSON that of
+//! `host_compat::probe` (feature `kvm`) describes the machine that is here. A description is a versioned document for self-describing formats, in JSON that of
 //! docs/host.schema.json: what one machine says of itself another can read, put into a
 //! [baseline](crate::baseline) or hold against a guest ([compat](crate::compat)).
-
-use alloc::string::String;
-use alloc::vec::Vec;
 
 use thiserror::Error;
 use xsave_state::XFeatures;
 
-use crate::amx::AmxFeatures;
-use crate::features::FeatureSet;
-use crate::permission::PermissionError;
-use crate::policy::Policy;
-use crate::table::{CpuidTable, Table};
+use crate::kernel::Kernel;
+use cpuid_amx::amx::AmxFeatures;
+use cpuid_amx::features::FeatureSet;
+use cpuid_amx::permission::PermissionError;
+use cpuid_amx::policy::Policy;
+use cpuid_amx::table::{CpuidTable, Table};
 
 mod capabilities;
-#[cfg(feature = "serde")]
 mod document;
-pub mod kernel;
 mod obstacle;
 mod processor;
 
-#[cfg(feature = "serde")]
-pub use crate::document::MAX_ENTRIES;
+pub use crate::document::{MAX_ENTRIES, MAX_TEXT_BYTES};
 pub use capabilities::Capabilities;
-#[cfg(feature = "serde")]
 pub use document::{FORMAT, VERSION};
-pub use kernel::Kernel;
 pub use obstacle::Obstacle;
 pub use processor::Processor;
-
-#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
-pub use crate::kvm::probe::{probe, probe_at};
-
-/// No name and no other text of a document is longer.
-pub const MAX_TEXT_BYTES: usize = 256;
 
 /// A host.
 ///
 /// ```
-/// use cpuid_amx::{Amx, CpuidTable, Host, Table};
+/// use cpuid_amx::{Amx, CpuidTable, Table};
+/// use host_compat::Host;
 ///
-/// // From a dump of CPUID; `host::probe` describes the machine that is here, in full.
+/// // From a dump of CPUID; `host_compat::probe` describes the machine that is here, in full.
 /// let cpuid: Table = cpuid_amx::dump::EXAMPLE.parse()?;
 /// let host = Host::from_cpuid("node-17", cpuid);
 /// assert_eq!(host.obstacles(), []);
@@ -206,7 +193,7 @@ pub(crate) fn forget_the_logical_processor(table: &mut Table) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::Entry;
+    use cpuid_amx::table::Entry;
 
     #[test]
     fn the_same_host_has_the_same_description_on_each_of_its_processors() {

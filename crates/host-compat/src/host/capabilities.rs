@@ -1,9 +1,10 @@
 //! The capabilities of KVM on which the state of a vCPU depends.
 
 /// What KVM_CHECK_EXTENSION says of each: 0 where it is missing.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(deny_unknown_fields))]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(deny_unknown_fields)]
 pub struct Capabilities {
     /// KVM_CAP_XSAVE.
     pub xsave: u32,

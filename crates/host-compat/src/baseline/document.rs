@@ -1,10 +1,8 @@
 //! A tally as a versioned document: a part of a fleet, to be merged with others. For the
 //! self-describing formats of serde (as JSON is; not postcard or bincode).
 
-use alloc::borrow::Cow;
-use alloc::collections::BTreeMap;
-use alloc::string::String;
-use alloc::vec::Vec;
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -82,14 +80,14 @@ fn parse(document: Document<'_>) -> Result<Fleet, String> {
     let mut kinds = BTreeMap::new();
     let count = document.kinds.len();
     if count > MAX_KINDS {
-        return Err(alloc::format!("{count} kinds; the limit is {MAX_KINDS}"));
+        return Err(format!("{count} kinds; the limit is {MAX_KINDS}"));
     }
     for (index, kind) in document.kinds.into_iter().enumerate() {
         let (kind, tally) = kind
             .parse()
-            .map_err(|why| alloc::format!("kinds[{index}]: {why}"))?;
+            .map_err(|why| format!("kinds[{index}]: {why}"))?;
         if kinds.insert(kind, tally).is_some() {
-            return Err(alloc::format!("kinds[{index}] is there twice"));
+            return Err(format!("kinds[{index}] is there twice"));
         }
     }
     Ok(Fleet { kinds })
@@ -98,7 +96,7 @@ fn parse(document: Document<'_>) -> Result<Fleet, String> {
 impl KindDocument<'_> {
     fn parse(self) -> Result<(Kind, Tally), String> {
         let kind = Kind {
-            registers: table("cpuid", self.cpuid).map_err(|error| alloc::format!("{error}"))?,
+            registers: table("cpuid", self.cpuid).map_err(|error| format!("{error}"))?,
             obstacle: self.obstacle,
         };
         let features = kind.features();
@@ -125,15 +123,15 @@ fn smallest<const LIMIT: usize>(
 ) -> Result<Smallest<LIMIT>, String> {
     let count = texts.len();
     if count > LIMIT {
-        return Err(alloc::format!("{count} {field}; the limit is {LIMIT}"));
+        return Err(format!("{count} {field}; the limit is {LIMIT}"));
     }
     let mut smallest = Smallest::default();
     for name in texts {
-        let name = text(field, name.into_owned()).map_err(|error| alloc::format!("{error}"))?;
+        let name = text(field, name.into_owned()).map_err(|error| format!("{error}"))?;
         smallest.insert(&name);
     }
     if smallest.0.len() != count {
-        return Err(alloc::format!("{field} has empty ones, or the same twice"));
+        return Err(format!("{field} has empty ones, or the same twice"));
     }
     Ok(smallest)
 }

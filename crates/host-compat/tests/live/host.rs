@@ -1,20 +1,20 @@
 //! What this machine says of itself.
 
-use cpuid_amx::host::{self, NoKvm, Permission};
-use cpuid_amx::{Amx, CpuidTable, PermissionError, coherence};
+use cpuid_amx::{Amx, CpuidTable, PermissionError, coherence, permission};
+use host_compat::host::{NoKvm, Permission};
 use xsave_state::XFeatures;
 
 use crate::process::alone;
 use crate::seccomp::with_errno;
-use crate::vm::has_amx;
 
 #[test]
 fn this_machine_describes_itself() {
     if !alone("host::this_machine_describes_itself") {
         return;
     }
-    let has_amx = has_amx();
-    let host = host::probe();
+    let has_amx =
+        permission::supported().is_ok_and(|supported| supported.contains(XFeatures::XTILEDATA));
+    let host = host_compat::probe();
     assert!(!host.name.is_empty());
     assert!(!host.processor.vendor.is_empty());
     let kernel = host.kernel.as_ref().unwrap();
@@ -57,14 +57,13 @@ fn this_machine_describes_itself() {
         println!("{obstacle}");
     }
     // The same again, whichever processor it runs on.
-    assert_eq!(host::probe(), host);
+    assert_eq!(host_compat::probe(), host);
 
-    #[cfg(feature = "serde")]
     {
         let text = serde_json::to_string(&host).unwrap();
         println!("{text}");
         assert_eq!(
-            serde_json::from_str::<cpuid_amx::Host>(&text).unwrap(),
+            serde_json::from_str::<host_compat::Host>(&text).unwrap(),
             host
         );
     }
@@ -75,19 +74,19 @@ fn a_machine_without_kvm_says_why() {
     if !alone("host::a_machine_without_kvm_says_why") {
         return;
     }
-    let without = host::probe_at("/dev/no-kvm");
+    let without = host_compat::probe_at("/dev/no-kvm");
     assert_eq!(without.kvm, Err(NoKvm::NoDevice));
     assert_eq!(without.guest_cpuid(), None);
     assert!(!without.processor.vendor.is_empty());
     // Something that is no KVM.
     assert!(matches!(
-        host::probe_at("/dev/null").kvm,
+        host_compat::probe_at("/dev/null").kvm,
         Err(NoKvm::NotKvm { version: -1 })
     ));
     // Something that may not be opened, whoever this is.
     const O_RDWR_CLOEXEC: u32 = 0o2_000_002;
     let denied = with_errno(libc::SYS_openat, 2, O_RDWR_CLOEXEC, libc::EACCES, || {
-        host::probe()
+        host_compat::probe()
     });
     let is_here = std::path::Path::new("/dev/kvm").exists();
     assert!(denied.kvm == Err(NoKvm::NoAccess) || !is_here);
@@ -104,7 +103,7 @@ fn a_filter_is_told_from_a_machine_without_amx() {
         0,
         ARCH_REQ_XCOMP_GUEST_PERM,
         libc::EPERM,
-        host::probe,
+        host_compat::probe,
     );
     let errno = libc::EPERM;
     assert_eq!(

@@ -7,7 +7,7 @@ const ARCH_REQ_XCOMP_GUEST_PERM: libc::c_int = 0x1025;
 
 /// A mask that the kernel gives. The numbers are from arch/x86/include/uapi/asm/prctl.h.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Mask {
+pub(super) enum Mask {
     /// ARCH_GET_XCOMP_SUPP: what the kernel supports.
     Supported = 0x1021,
     /// ARCH_GET_XCOMP_GUEST_PERM: what this process may expose to guests.
@@ -15,7 +15,7 @@ pub(crate) enum Mask {
 }
 
 /// ARCH_REQ_XCOMP_GUEST_PERM. The error is the errno.
-pub(crate) fn request_guest(component: ComponentId) -> Result<(), i32> {
+pub(super) fn request_guest(component: ComponentId) -> Result<(), i32> {
     let number = libc::c_ulong::from(component.number());
     // SAFETY: arch_prctl takes an int and an unsigned long, which are passed as such. For this
     // operation the kernel takes the second as a component number, not as an address
@@ -26,7 +26,7 @@ pub(crate) fn request_guest(component: ComponentId) -> Result<(), i32> {
 }
 
 /// ARCH_GET_XCOMP_SUPP or ARCH_GET_XCOMP_GUEST_PERM. The error is the errno.
-pub(crate) fn mask(mask: Mask) -> Result<XFeatures, i32> {
+pub(super) fn mask(mask: Mask) -> Result<XFeatures, i32> {
     let mut bits = 0u64;
     // SAFETY: arch_prctl takes an int and an unsigned long, here the address of `bits`, to which
     // both operations of `Mask` write one u64 and nothing else (arch/x86/kernel/fpu/xstate.c,
@@ -41,5 +41,5 @@ pub(crate) fn mask(mask: Mask) -> Result<XFeatures, i32> {
 }
 
 fn errno() -> i32 {
-    vmm_sys_util::errno::Error::last().errno()
+    std::io::Error::last_os_error().raw_os_error().unwrap_or(0)
 }

@@ -1,17 +1,17 @@
 //! What all documents of this crate have in common: registers as hexadecimal text, CPUID tables,
 //! limits, and a format with a version.
 
-use alloc::borrow::Cow;
-use alloc::string::String;
-use alloc::vec::Vec;
-use core::fmt;
+use std::borrow::Cow;
+use std::fmt;
 
 use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use thiserror::Error;
 
-use crate::host::MAX_TEXT_BYTES;
-use crate::table::{CpuidTable, Entry, Table};
+use cpuid_amx::table::{CpuidTable, Entry, Table};
+
+/// No name and no other text of a document is longer.
+pub const MAX_TEXT_BYTES: usize = 256;
 
 /// No CPUID table of a document has more entries: KVM's limit, KVM_MAX_CPUID_ENTRIES.
 pub const MAX_ENTRIES: usize = 256;
@@ -23,11 +23,11 @@ pub(crate) trait Kind {
 }
 
 /// The format of `K`, and nothing else.
-pub(crate) struct Format<K>(core::marker::PhantomData<K>);
+pub(crate) struct Format<K>(std::marker::PhantomData<K>);
 
 impl<K> Default for Format<K> {
     fn default() -> Self {
-        Self(core::marker::PhantomData)
+        Self(std::marker::PhantomData)
     }
 }
 
@@ -41,7 +41,7 @@ impl<'de, K: Kind> Deserialize<'de> for Format<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let found = Cow::<str>::deserialize(deserializer)?;
         if found != K::FORMAT {
-            return Err(D::Error::custom(alloc::format!(
+            return Err(D::Error::custom(format!(
                 "the format is {found:?}, and expected is {:?}",
                 K::FORMAT
             )));
@@ -51,11 +51,11 @@ impl<'de, K: Kind> Deserialize<'de> for Format<K> {
 }
 
 /// The version of `K`, and no other.
-pub(crate) struct Version<K>(core::marker::PhantomData<K>);
+pub(crate) struct Version<K>(std::marker::PhantomData<K>);
 
 impl<K> Default for Version<K> {
     fn default() -> Self {
-        Self(core::marker::PhantomData)
+        Self(std::marker::PhantomData)
     }
 }
 
@@ -69,7 +69,7 @@ impl<'de, K: Kind> Deserialize<'de> for Version<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let found = u32::deserialize(deserializer)?;
         if found != K::VERSION {
-            return Err(D::Error::custom(alloc::format!(
+            return Err(D::Error::custom(format!(
                 "{} of version {found}: this program reads version {}",
                 K::FORMAT,
                 K::VERSION

@@ -1,12 +1,11 @@
 //! From a tally to a baseline: the intersection of all kinds, and who keeps it from being larger.
 
-use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
+use std::collections::BTreeMap;
 
 use xsave_state::{ComponentId, XFeatures};
 
 use crate::baseline::{Baseline, Fleet, Gain, Hosts, Kind, Loss, MAX_LOSSES, Tally};
-use crate::features::{Feature, FeatureSet, XsaveFeatures};
+use cpuid_amx::features::{Feature, FeatureSet};
 
 pub(super) fn baseline(fleet: &Fleet) -> Baseline {
     let kinds: Vec<(&Kind, &Tally)> = fleet.kinds.iter().collect();
@@ -47,7 +46,7 @@ fn losses(
         }
     }
     let mut lost: Vec<(Feature, u64)> = counts.into_iter().collect();
-    lost.sort_by_key(|(feature, hosts)| (core::cmp::Reverse(*hosts), *feature));
+    lost.sort_by_key(|(feature, hosts)| (std::cmp::Reverse(*hosts), *feature));
     let more = lost.len().saturating_sub(MAX_LOSSES);
     let losses = lost
         .into_iter()
@@ -101,12 +100,7 @@ fn because(feature: &Feature, sets: &[FeatureSet], common: &FeatureSet) -> Optio
     let first = sets.first()?;
     let needs = match feature {
         Feature::Component(shape) => group(shape.id),
-        Feature::Xsave(XsaveFeatures::XFD)
-        | Feature::Amx(_)
-        | Feature::Palette(_)
-        | Feature::TmulRows(_)
-        | Feature::TmulBytes(_) => XFeatures::AMX,
-        Feature::Xsave(_) => XFeatures::LEGACY,
+        other => other.needs(),
     };
     let component = needs
         .components()
@@ -170,7 +164,7 @@ fn gains(
         }
         before = Some(both(before, set));
     }
-    gains.sort_by_key(|gain| (gain.without.hosts, core::cmp::Reverse(gain.features.len())));
+    gains.sort_by_key(|gain| (gain.without.hosts, std::cmp::Reverse(gain.features.len())));
     gains
 }
 

@@ -3,9 +3,7 @@
 //! Hosts of a kind differ in their names only. What stands behind the name is compared as bytes with
 //! what was read before: only what is new has to be parsed.
 
-use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
+use std::collections::BTreeMap;
 
 use thiserror::Error;
 
@@ -20,9 +18,9 @@ const MAX_KNOWN_BYTES: usize = 64 << 20;
 /// A fleet from JSON lines.
 ///
 /// ```
-/// # #[cfg(feature = "serde")] {
-/// use cpuid_amx::baseline::Lines;
-/// use cpuid_amx::{Host, Table};
+/// use host_compat::baseline::Lines;
+/// use cpuid_amx::Table;
+/// use host_compat::Host;
 ///
 /// let cpuid: Table = cpuid_amx::dump::EXAMPLE.parse().unwrap();
 /// let mut lines = Lines::new();
@@ -31,7 +29,6 @@ const MAX_KNOWN_BYTES: usize = 64 << 20;
 ///     lines.add(line.as_bytes(), |line| serde_json::from_slice(line)).unwrap();
 /// }
 /// assert_eq!(lines.into_fleet().hosts(), 2);
-/// # }
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Lines {
@@ -127,7 +124,7 @@ fn split(line: &[u8]) -> Option<(&str, &[u8])> {
     if rest.first() != Some(&b'"') {
         return None;
     }
-    Some((core::str::from_utf8(name).ok()?, rest))
+    Some((std::str::from_utf8(name).ok()?, rest))
 }
 
 /// A line does not count.
@@ -148,13 +145,11 @@ mod tests {
 
     #[test]
     fn the_name_is_split_off_where_that_is_safe() {
-        let line = |name: &str| {
-            alloc::format!(r#"{{"format":"amx-host","version":1,"name":"{name}","x":1}}"#)
-        };
+        let line =
+            |name: &str| format!(r#"{{"format":"amx-host","version":1,"name":"{name}","x":1}}"#);
         let name = |text: &str| {
             let line = line(text);
-            split(line.as_bytes())
-                .map(|(name, rest)| (alloc::string::String::from(name), rest.len()))
+            split(line.as_bytes()).map(|(name, rest)| (String::from(name), rest.len()))
         };
         assert_eq!(name("node-17"), Some(("node-17".into(), 8)));
         assert_eq!(name(""), Some(("".into(), 8)));

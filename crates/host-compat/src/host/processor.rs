@@ -1,9 +1,6 @@
 //! Which processor a host has.
 
-use alloc::string::{String, ToString};
-use alloc::vec::Vec;
-
-use crate::amx::AmxFeatures;
+use cpuid_amx::amx::AmxFeatures;
 
 /// A processor, by what it says of itself.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
@@ -95,11 +92,11 @@ fn text(registers: impl IntoIterator<Item = u32>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::table::{CpuidTable, Table};
+    use cpuid_amx::table::{CpuidTable, Table};
 
     #[test]
     fn sapphire_rapids_by_cpuid() {
-        let table: Table = crate::dump::EXAMPLE.parse().unwrap();
+        let table: Table = cpuid_amx::dump::EXAMPLE.parse().unwrap();
         let processor = Processor::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
         assert_eq!(
             processor,

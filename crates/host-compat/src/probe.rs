@@ -1,6 +1,5 @@
 //! Describes the machine that is here.
 
-use alloc::string::{String, ToString};
 use std::ffi::CString;
 use std::fs;
 
@@ -9,13 +8,17 @@ use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::errno;
 
 use crate::host::{
-    Capabilities, Host, Kernel, KvmFacts, NoKvm, Permission, Processor,
-    forget_the_logical_processor,
+    Capabilities, Host, KvmFacts, NoKvm, Permission, Processor, forget_the_logical_processor,
 };
-use crate::kvm::attribute::{self, xcomp_guest_supp};
-use crate::kvm::set_cpuid;
-use crate::permission::{self, GuestPermission};
-use crate::table::{CpuidTable, Table};
+#[expect(unsafe_code, reason = "an ioctl that no safe library wraps")]
+mod attribute;
+
+pub use attribute::xcomp_guest_supp;
+
+use crate::kernel::Kernel;
+use cpuid_amx::kvm::set_cpuid;
+use cpuid_amx::permission::{self, GuestPermission};
+use cpuid_amx::table::{CpuidTable, Table};
 
 /// KVM_GET_API_VERSION, since Linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
@@ -27,7 +30,7 @@ const KVM_API_VERSION: i32 = 12;
 /// which locks it** if it was refused: do it in a process of its own, or before anything else.
 ///
 /// ```
-/// let host = cpuid_amx::host::probe();
+/// let host = host_compat::probe();
 /// println!("{}: {}", host.name, host.processor.name);
 /// for obstacle in host.obstacles() {
 ///     println!("no AMX for guests: {obstacle}");

@@ -1,15 +1,13 @@
 //! What keeps guests from using AMX on a host.
 
-use alloc::vec::Vec;
-
 use thiserror::Error;
 use xsave_state::XFeatures;
 
-use crate::amx::{Amx, Unusable};
-use crate::coherence::{self, Contradiction};
 use crate::host::{Host, NoKvm, Permission};
-use crate::permission::PermissionError;
-use crate::table::CpuidTable;
+use cpuid_amx::amx::{Amx, Unusable};
+use cpuid_amx::coherence::{self, Contradiction};
+use cpuid_amx::permission::PermissionError;
+use cpuid_amx::table::CpuidTable;
 
 /// One thing that keeps guests from using AMX on a host. Each says what to do.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -103,11 +101,11 @@ pub(super) fn find(host: &Host) -> Vec<Obstacle> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::amx::AmxFeatures;
-    use crate::table::Table;
+    use cpuid_amx::amx::AmxFeatures;
+    use cpuid_amx::table::Table;
 
     fn host() -> Host {
-        Host::from_cpuid("a", crate::dump::EXAMPLE.parse().unwrap())
+        Host::from_cpuid("a", cpuid_amx::dump::EXAMPLE.parse().unwrap())
     }
 
     fn with(change: impl FnOnce(&mut Host)) -> Vec<Obstacle> {

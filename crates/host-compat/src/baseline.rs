@@ -5,24 +5,19 @@
 //! there are; the [`Baseline`] follows from it. Tallies can be made in parts, anywhere, and
 //! [merged](Fleet::merge) in any order and shape. With the feature `serde` a part is a document.
 
-use alloc::boxed::Box;
-use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::string::String;
-use alloc::vec::Vec;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
-use crate::features::{Feature, FeatureSet};
 use crate::host::{Host, Obstacle};
-use crate::policy::Policy;
-use crate::table::{CpuidTable, Table};
+use cpuid_amx::features::{Feature, FeatureSet};
+use cpuid_amx::policy::Policy;
+use cpuid_amx::table::{CpuidTable, Table};
 
 mod analysis;
-#[cfg(feature = "serde")]
 mod document;
 mod lines;
 
-#[cfg(feature = "serde")]
 pub use document::{FORMAT, VERSION};
 pub use lines::{LineError, Lines};
 
@@ -39,7 +34,8 @@ pub const MAX_LOSSES: usize = 256;
 /// A tally of hosts by what guests can be given there.
 ///
 /// ```
-/// use cpuid_amx::{Fleet, Host, Policy, Table};
+/// use cpuid_amx::{Policy, Table};
+/// use host_compat::{Fleet, Host};
 ///
 /// let with_amx: Table = cpuid_amx::dump::EXAMPLE.parse()?;
 /// let mut without = with_amx.clone();
@@ -134,9 +130,10 @@ impl<const LIMIT: usize> Smallest<LIMIT> {
 }
 
 /// The first of the [obstacles](Host::obstacles) to AMX on a host, without its numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+#[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ObstacleKind {
     /// The processor has no AMX.
@@ -228,7 +225,7 @@ impl Fleet {
             .iter()
             .map(|(kind, tally)| (Hosts::of(kind, tally), kind.features()))
             .collect();
-        kinds.sort_by_key(|(hosts, _)| core::cmp::Reverse(hosts.hosts));
+        kinds.sort_by_key(|(hosts, _)| std::cmp::Reverse(hosts.hosts));
         kinds
     }
 
@@ -250,8 +247,7 @@ impl Fleet {
 }
 
 /// Hosts: how many, and some of them by name.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Hosts {
     /// How many.
     pub hosts: u64,

@@ -4,8 +4,10 @@
 use std::path::Path;
 use std::sync::LazyLock;
 
-use cpuid_amx::host::{Capabilities, Kernel, KvmFacts, NoKvm, Permission};
-use cpuid_amx::{CpuidTable, Entry, Host, PermissionError, Table};
+use cpuid_amx::{CpuidTable, Entry, PermissionError, Table};
+use host_compat::Host;
+use host_compat::host::{Capabilities, KvmFacts, NoKvm, Permission};
+use host_compat::kernel::Kernel;
 use xsave_state::XFeatures;
 
 /// Everything that a description can say, in one.
