@@ -23,7 +23,7 @@ use crate::table::{Entry, Table, has_subleaves};
 mod closure;
 mod registers;
 
-pub(crate) use registers::user_dependents;
+pub(crate) use registers::dependents;
 
 bitflags! {
     /// XSAVE itself, CPUID.1H:ECX\[26\], and what CPUID.(EAX=0DH,ECX=1):EAX has of it.
@@ -253,7 +253,7 @@ pub struct FeatureSet {
     /// The limits of the multiply unit.
     pub tmul: Option<TmulLimits>,
     /// Whether there is CPUID.(EAX=1EH,ECX=1), where the later AMX features are, and the earlier
-    /// ones again.
+    /// ones again. Not where it is all zeros.
     pub has_1eh_1: bool,
 }
 

@@ -27,6 +27,7 @@ extern crate alloc;
 extern crate std;
 
 pub mod amx;
+mod bits;
 pub mod coherence;
 pub mod dump;
 pub mod features;
@@ -37,6 +38,7 @@ pub mod policy;
 pub mod table;
 
 pub use amx::{Amx, AmxFeatures, TmulLimits, Unusable};
+pub use bits::{Bits, Register};
 pub use coherence::Contradiction;
 pub use features::{Feature, FeatureSet};
 #[cfg(all(feature = "permission", target_os = "linux", target_arch = "x86_64"))]
