@@ -1,6 +1,11 @@
 //! Bits of CPUID's registers, and the names of the features that they stand for.
 
+use alloc::vec::Vec;
 use core::fmt;
+
+use xsave_state::XFeatures;
+
+use crate::features::dependents;
 
 /// A register of CPUID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -55,6 +60,40 @@ impl Bits {
     /// The features by the names of the manuals; those without a name are left out.
     pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.numbers().filter_map(|bit| self.name(bit))
+    }
+
+    /// The same bits by the user components without which their features cannot be used (SDM Vol. 1
+    /// §13.3): none of them where XCR0 lacks those. Last, with no component, the other bits.
+    pub fn by_component(&self) -> impl Iterator<Item = (XFeatures, Self)> {
+        let Self {
+            leaf,
+            subleaf,
+            register,
+            mut mask,
+        } = *self;
+        let place = (leaf, subleaf);
+        let of = move |mask| Self {
+            leaf,
+            subleaf,
+            register,
+            mask,
+        };
+        let mut parts = Vec::new();
+        for (needs, at, below, bits) in dependents() {
+            let registers = Register::ALL.into_iter().zip(bits);
+            let own = registers.filter(|(own, _)| *own == register);
+            let bits = own.fold(0, |all, (_, bits)| all | bits);
+            // Shadow stacks and IBT are enabled in MSRs, IA32_XSS or not.
+            let is_user = !needs.intersects(XFeatures::CET_U | XFeatures::CET_S);
+            if (at, below) == place && is_user && mask & bits != 0 {
+                parts.push((needs, of(mask & bits)));
+                mask &= !bits;
+            }
+        }
+        if mask != 0 {
+            parts.push((XFeatures::empty(), of(mask)));
+        }
+        parts.into_iter()
     }
 
     fn numbers(&self) -> impl Iterator<Item = u32> + use<> {
@@ -237,6 +276,29 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn features_by_what_they_need() {
+        let bits = Bits {
+            leaf: 7,
+            subleaf: 0,
+            register: Register::Ebx,
+            mask: 1 << 3 | 1 << 5 | 1 << 16 | 1 << 31,
+        };
+        let parts: Vec<_> = bits
+            .by_component()
+            .map(|(needs, bits)| (needs, bits.mask))
+            .collect();
+        let avx512 = XFeatures::AVX512 | XFeatures::AVX;
+        assert_eq!(
+            parts,
+            [
+                (XFeatures::AVX, 1 << 5),
+                (avx512, 1 << 16 | 1 << 31),
+                (XFeatures::empty(), 1 << 3)
+            ]
+        );
     }
 
     #[test]

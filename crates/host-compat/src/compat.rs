@@ -1,162 +1,324 @@
-//! Whether a guest can go on, or start, on another host: every reason why not, and what would help.
+//! Whether a guest can go on, or start, on another host: every reason why not, what would help, and what
+//! was not compared.
 //!
-//! What counts is what the guest can rely on. It has read CPUID, and lays out its own XSAVE areas by
-//! it. What it has enabled in XCR0 it may use at any moment. What it has not enabled, it does not
-//! use: that a host lacks it keeps nobody from going there, once it is hidden.
+//! What counts is what the guest can rely on. A guest that runs has read CPUID when it started, and
+//! nobody can take that back: it chose its instructions by it, and places of components for the
+//! standard format of its signal frames. Only a component that it has not enabled, and what needs one,
+//! can still be hidden from it. A guest that has not started can be given less.
 
-use std::fmt;
-
-use thiserror::Error;
-use xsave_state::relayout::{Allowed, Loss, RelayoutError, relayout};
-use xsave_state::{ExtendedState, Layout, LayoutError, Misfit, XFeatures};
+use cpuid_amx::coherence::{self, Contradiction};
+use cpuid_amx::features::{ComponentShape, Feature, FeatureSet};
+use cpuid_amx::{CpuidTable, Table};
+use xsave_state::relayout::{Allowed, RelayoutError, relayout};
+use xsave_state::{ComponentId, Layout, LayoutError, XFeatures};
 
 use crate::host::{Host, NoKvm, Permission};
-use cpuid_amx::features::{ComponentShape, Feature, FeatureSet};
-use cpuid_amx::permission::PermissionError;
-use cpuid_amx::table::CpuidTable;
+use crate::msrs::{self, FeatureMsrs};
+use crate::registers::{self, Missing};
+use crate::restrict::restrict;
 
-/// A guest: what it sees, and what its vCPUs have in their registers.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Guest<'a> {
-    features: Option<&'a FeatureSet>,
-    states: &'a [ExtendedState<'a>],
-}
+mod guest;
+mod reason;
+mod verdict;
 
-impl<'a> Guest<'a> {
-    /// A guest that has not started, and sees these features: those of its own CPUID, as
-    /// [`FeatureSet::from_cpuid`] reads it.
-    #[must_use]
-    pub const fn new(features: &'a FeatureSet) -> Self {
-        Self {
-            features: Some(features),
-            states: &[],
-        }
-    }
-
-    /// A guest of which only the states of its vCPUs are known, not its CPUID: the AMX features that
-    /// it sees are then not compared.
-    #[must_use]
-    pub const fn from_states(states: &'a [ExtendedState<'a>]) -> Self {
-        Self {
-            features: None,
-            states,
-        }
-    }
-
-    /// The guest has started, and these are the states of its vCPUs.
-    #[must_use]
-    pub const fn running(mut self, states: &'a [ExtendedState<'a>]) -> Self {
-        self.states = states;
-        self
-    }
-
-    /// What the guest can use without asking anybody: enabled in XCR0 by some vCPU, or in use. `None`
-    /// before it has started.
-    fn active(&self) -> Option<XFeatures> {
-        let states = self.states.iter();
-        let active = |state: &ExtendedState<'_>| state.registers().xcr0 | state.image().xstate_bv();
-        (!self.states.is_empty()).then(|| states.map(active).collect())
-    }
-}
+pub use guest::Guest;
+pub use reason::{NotCompared, Reason, Usage};
+pub use verdict::{Compatibility, Remedy, Verdict};
 
 /// Compares a guest with a host.
 ///
 /// ```
+/// use cpuid_amx::{Policy, Table};
 /// use host_compat::compat::{self, Guest, Verdict};
-/// use cpuid_amx::{CpuidTable, FeatureSet, Policy, Table};
 /// use host_compat::Host;
 /// use xsave_state::{ExtendedState, Layout};
 ///
+/// # use cpuid_amx::CpuidTable;
 /// let table: Table = cpuid_amx::dump::EXAMPLE.parse()?;
-/// let sees = FeatureSet::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
-///
 /// let mut older = table.clone();
 /// Policy::hide_amx().apply(&mut older)?;
 /// let older = Host::from_cpuid("older", older);
 ///
-/// // It has AMX in its CPUID. After reset it has not enabled it: hidden, it can go there.
+/// // It sees AMX. After reset it has not enabled it: hidden, it can go there.
 /// let layout = Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf))?;
 /// let states = [ExtendedState::reset(&layout)];
-/// let compatibility = compat::check(Guest::new(&sees).running(&states), &older);
+/// let compatibility = compat::check(Guest::new(&table).running(&states), &older);
 /// assert_eq!(compatibility.verdict(), Verdict::RunsAfter { relayout: false, hide: true });
 /// for reason in &compatibility.reasons {
 ///     println!("{reason}");
 /// }
-/// let mut guest = table.clone();
-/// Policy::features(&compatibility.shared).apply(&mut guest)?;
+/// // What it sees then.
+/// let hidden = compatibility.hidden.ok_or("nothing can be hidden")?;
+/// assert_eq!(hidden.leaf(0xd, 0)[0], 0x2e7);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use]
 pub fn check(guest: Guest<'_>, host: &Host) -> Compatibility {
-    let there = host.guest_features();
-    let mut reasons = Vec::new();
-    if let Err(error) = &host.kvm {
-        reasons.push(Reason::NoKvm(error.clone()));
-    }
-    let active = guest.active();
-    if let Some(sees) = guest.features {
-        let exposed = sees.user().contains(XFeatures::XTILEDATA);
-        if let Permission::Refused(error) = host.permission
-            && exposed
-        {
-            reasons.push(Reason::Permission {
-                error,
-                active: is_active(active, XFeatures::AMX),
-            });
+    let mut found = Found::default();
+    match &host.kvm {
+        Ok(_) => {}
+        Err(error @ (NoKvm::NoAccess | NoKvm::Failed { .. })) => {
+            found.not_compared.push(NotCompared::Host(error.clone()));
         }
-        let lacking = sees.iter().filter(|feature| !there.supports(feature));
-        reasons.extend(lacking.map(|feature| lacks(feature, &there, active)));
+        Err(error) => found.reasons.push(Reason::NoKvm(error.clone())),
     }
-    match layout(&there, host) {
-        Ok(target) => {
-            for (vcpu, state) in (0..).zip(guest.states) {
-                states(vcpu, state, &target, &mut reasons);
+    let there = host.guest_features();
+    if host.kvm.is_ok() {
+        match guest.cpuid {
+            Some(cpuid) => cpuid_of(&guest, cpuid, host, &there, &mut found),
+            None => {
+                found.not_compared.push(NotCompared::GuestCpuid);
+                places(&guest, &there, &mut found);
             }
         }
-        Err(error) if host.kvm.is_ok() && !guest.states.is_empty() => {
-            reasons.push(Reason::Layout(error));
-        }
-        Err(_) => {}
+        feature_msrs(&guest, host, &mut found);
+        tsc(&guest, host, &mut found);
+        extended_states(&guest, host, &there, &mut found);
     }
-    let shared = guest.features.map_or_else(FeatureSet::default, |sees| {
-        sees.intersection(&there).closed()
-    });
-    Compatibility { reasons, shared }
+    let unknown = host.unknown.iter().cloned();
+    found.not_compared.extend(unknown.map(NotCompared::Unknown));
+    found.finish(&guest, host)
 }
 
-/// A feature of the guest's CPUID that the host does not have as the guest sees it.
-fn lacks(feature: Feature, there: &FeatureSet, active: Option<XFeatures>) -> Reason {
-    match feature {
-        Feature::Component(sees) => {
-            // IA32_XSS is not part of the states: a guest that runs may have enabled all of it.
-            let active = if sees.supervisor {
-                active.is_some()
-            } else {
-                is_active(active, sees.id.bit())
-            };
-            match there.components.get(&sees.id) {
-                None => Reason::Component { sees, active },
-                Some(has) => Reason::Elsewhere {
-                    sees,
-                    has: *has,
-                    active,
-                },
+/// What there is to say so far.
+#[derive(Default)]
+struct Found {
+    reasons: Vec<Reason>,
+    not_compared: Vec<NotCompared>,
+    contradictions: Vec<Contradiction>,
+}
+
+impl Found {
+    fn finish(self, guest: &Guest<'_>, host: &Host) -> Compatibility {
+        let Self {
+            mut reasons,
+            not_compared,
+            contradictions,
+        } = self;
+        let kvm = host.kvm.as_ref();
+        let hides = kvm.is_ok_and(|kvm| kvm.rewritten.is_none());
+        let hidden = guest.cpuid.filter(|_| hides).and_then(|cpuid| {
+            let mut hidden = cpuid.clone();
+            match restrict(&mut hidden, std::slice::from_ref(host)) {
+                Ok(()) => Some(hidden),
+                Err(error) => {
+                    // Not known to be possible.
+                    reasons.push(Reason::NotWhole(error));
+                    None
+                }
             }
+        });
+        Compatibility {
+            reasons,
+            not_compared,
+            contradictions,
+            hidden,
+            relayout: guest.relayout,
         }
+    }
+}
+
+/// All that the guest sees in CPUID.
+fn cpuid_of(guest: &Guest<'_>, cpuid: &Table, host: &Host, there: &FeatureSet, found: &mut Found) {
+    let own = coherence::check(cpuid).into_iter();
+    found.contradictions = own.filter(|own| !own.is_recomputed_by_kvm()).collect();
+    let Some(has) = host.coherent_cpuid() else {
+        return;
+    };
+    let vendors = [registers::vendor(cpuid), registers::vendor(&has)];
+    if let [guest, host] = &vendors
+        && guest != host
+    {
+        found.reasons.push(Reason::Vendor {
+            guest: guest.clone(),
+            host: host.clone(),
+        });
+    }
+    // What contradicts itself, no guest can use.
+    let sees = FeatureSet::from_cpuid(|leaf, subleaf| cpuid.leaf(leaf, subleaf)).closed();
+    if let Permission::Refused(error) = host.permission
+        && sees.user().contains(XFeatures::XTILEDATA)
+    {
+        let usage = guest.usage(XFeatures::AMX);
+        found.reasons.push(Reason::Permission { error, usage });
+    }
+    let lacking = sees.iter().filter(|feature| !there.supports(feature));
+    found
+        .reasons
+        .extend(lacking.map(|feature| lacks(feature, there, guest)));
+    for missing in registers::missing(cpuid, &has) {
+        match missing {
+            Missing::Bits(bits) => {
+                for (needs, bits) in bits.by_component() {
+                    let usage = if needs.is_empty() {
+                        guest.seen()
+                    } else {
+                        guest.usage(needs)
+                    };
+                    found.reasons.push(Reason::Bits { bits, usage });
+                }
+            }
+            Missing::Number {
+                place,
+                guest: sees,
+                host,
+            } => found.reasons.push(Reason::Number {
+                place,
+                guest: sees,
+                host,
+                usage: guest.seen(),
+            }),
+        }
+    }
+}
+
+/// A feature of XSAVE or AMX that the host does not have as the guest sees it.
+fn lacks(feature: Feature, there: &FeatureSet, guest: &Guest<'_>) -> Reason {
+    match feature {
+        Feature::Component(sees) => component(sees, there, guest),
         // The instructions that a kernel chose when it started.
         _ if feature.needs() == XFeatures::LEGACY => Reason::Feature {
             feature,
-            active: active.is_some(),
+            usage: guest.seen(),
         },
         _ => Reason::Feature {
             feature,
-            active: is_active(active, feature.needs()),
+            usage: guest.usage(feature.needs()),
         },
     }
 }
 
-fn is_active(active: Option<XFeatures>, components: XFeatures) -> bool {
-    active.is_some_and(|active| active.intersects(components))
+fn component(sees: ComponentShape, there: &FeatureSet, guest: &Guest<'_>) -> Reason {
+    let usage = if sees.supervisor {
+        guest.supervisor_usage(sees.id.bit())
+    } else {
+        guest.usage(sees.id.bit())
+    };
+    match there.components.get(&sees.id) {
+        None => Reason::Component { sees, usage },
+        Some(has) => Reason::Elsewhere {
+            sees,
+            has: *has,
+            usage,
+        },
+    }
+}
+
+/// The places of the components that a guest has enabled, where only the layouts of its states tell.
+fn places(guest: &Guest<'_>, there: &FeatureSet, found: &mut Found) {
+    for (vcpu, state) in (0..).zip(guest.states) {
+        let layout = state.layout();
+        let enabled = state.registers().xcr0 | state.image().xstate_bv();
+        for id in (enabled - XFeatures::LEGACY).components() {
+            let Some(sees) = shape(layout, id) else {
+                continue;
+            };
+            if there.components.get(&id) != Some(&sees) {
+                let reason = component(sees, there, guest);
+                // All vCPUs of a guest have the same.
+                if vcpu == 0 || !found.reasons.contains(&reason) {
+                    found.reasons.push(reason);
+                }
+            }
+        }
+    }
+}
+
+fn shape(layout: &Layout, id: ComponentId) -> Option<ComponentShape> {
+    let component = layout.component(id)?;
+    let bytes = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    Some(ComponentShape {
+        id,
+        size: bytes(component.size()),
+        offset: bytes(component.offset()?),
+        supervisor: false,
+        aligned: component.is_aligned(),
+        xfd: layout.xfd().contains(id.bit()),
+    })
+}
+
+fn feature_msrs(guest: &Guest<'_>, host: &Host, found: &mut Found) {
+    let there = host
+        .kvm
+        .as_ref()
+        .map_or(FeatureMsrs::default(), |kvm| kvm.feature_msrs);
+    for msr in msrs::ALL {
+        // A guest whose CPUID does not name the MSR does not read it.
+        if guest.cpuid.is_some_and(|cpuid| !msr.is_enumerated(cpuid)) {
+            continue;
+        }
+        match (msr.value(&guest.feature_msrs), msr.value(&there)) {
+            (Some(sees), Some(has)) => {
+                let missing = msr.missing(sees, has);
+                if missing != 0 {
+                    found.reasons.push(Reason::FeatureMsr {
+                        name: msr.name,
+                        guest: sees,
+                        host: has,
+                        missing,
+                        usage: guest.seen(),
+                    });
+                }
+            }
+            (None, _) => found.not_compared.push(NotCompared::GuestMsr(msr.name)),
+            (_, None) => found.not_compared.push(NotCompared::HostMsr(msr.name)),
+        }
+    }
+}
+
+/// A guest that starts there starts with that host's frequency.
+fn tsc(guest: &Guest<'_>, host: &Host, found: &mut Found) {
+    if !guest.has_started() {
+        return;
+    }
+    let there = host.kvm.as_ref().ok().and_then(|kvm| kvm.tsc);
+    match (guest.tsc_khz, there) {
+        (_, Some(there)) if there.scales => {}
+        (Some(guest_khz), Some(there)) if !same_frequency(guest_khz, there.khz) => {
+            found.reasons.push(Reason::Tsc {
+                guest_khz,
+                host_khz: there.khz,
+            });
+        }
+        (Some(_), Some(_)) => {}
+        (None, _) => found.not_compared.push(NotCompared::GuestTsc),
+        (_, None) => found.not_compared.push(NotCompared::HostTsc),
+    }
+}
+
+/// Within the 250 ppm up to which KVM does not scale (arch/x86/kvm/x86.c, `tsc_tolerance_ppm`).
+fn same_frequency(a_khz: u32, b_khz: u32) -> bool {
+    let difference = u64::from(a_khz.abs_diff(b_khz));
+    difference.saturating_mul(1_000_000) <= u64::from(a_khz).saturating_mul(250)
+}
+
+fn extended_states(guest: &Guest<'_>, host: &Host, there: &FeatureSet, found: &mut Found) {
+    if !guest.has_started() {
+        return;
+    }
+    let target = match layout(there, host) {
+        Ok(target) => target,
+        Err(error) => {
+            found.reasons.push(Reason::Layout(error));
+            return;
+        }
+    };
+    for (vcpu, state) in (0..).zip(guest.states) {
+        match relayout(state, &target, Allowed::NOTHING) {
+            Ok(_) => {
+                let in_use = state.image().xstate_bv();
+                let misfits = state.layout().misfits(&target, in_use);
+                let misfits = misfits.map(|misfit| Reason::Misfit { vcpu, misfit });
+                found.reasons.extend(misfits);
+            }
+            Err(RelayoutError::Lossy { losses }) => {
+                let losses = losses.into_iter();
+                let losses = losses.map(|loss| Reason::Loss { vcpu, loss });
+                found.reasons.extend(losses);
+            }
+            Err(error) => found.reasons.push(Reason::State { vcpu, error }),
+        }
+    }
 }
 
 /// What the host gives to guests, and its MXCSR mask.
@@ -172,199 +334,21 @@ fn layout(there: &FeatureSet, host: &Host) -> Result<Layout, LayoutError> {
     })
 }
 
-fn states(vcpu: u32, state: &ExtendedState<'_>, target: &Layout, reasons: &mut Vec<Reason>) {
-    match relayout(state, target, Allowed::NOTHING) {
-        Ok(_) => {
-            let in_use = state.image().xstate_bv();
-            let misfits = state.layout().misfits(target, in_use);
-            reasons.extend(misfits.map(|misfit| Reason::Misfit { vcpu, misfit }));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frequencies_within_kvm_s_tolerance_are_the_same() {
+        for (a, b, same) in [
+            (2_000_000, 2_000_000, true),
+            (2_000_000, 2_000_500, true),
+            (2_000_000, 2_000_501, false),
+            (2_000_000, 1_999_499, false),
+            (0, 1, false),
+            (u32::MAX, 0, false),
+        ] {
+            assert_eq!(same_frequency(a, b), same, "{a} kHz, {b} kHz");
         }
-        Err(RelayoutError::Lossy { losses }) => {
-            reasons.extend(losses.into_iter().map(|loss| Reason::Loss { vcpu, loss }));
-        }
-        Err(error) => reasons.push(Reason::State { vcpu, error }),
-    }
-}
-
-/// What comes of the comparison.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Compatibility {
-    /// Every reason why the guest does not run there as it is.
-    pub reasons: Vec<Reason>,
-    /// What the guest can see there: the features of its CPUID that the host has too. It is what a
-    /// [policy](cpuid_amx::Policy::features) hides the rest with.
-    pub shared: FeatureSet,
-}
-
-impl Compatibility {
-    /// Whether the guest runs there, and what has to be done for it.
-    #[must_use]
-    pub fn verdict(&self) -> Verdict {
-        let mut verdict = Verdict::Runs;
-        for reason in &self.reasons {
-            verdict = match (verdict, reason.remedy()) {
-                (Verdict::No, _) | (_, None) => Verdict::No,
-                (Verdict::Runs, Some(remedy)) => Verdict::RunsAfter {
-                    relayout: remedy == Remedy::Relayout,
-                    hide: remedy == Remedy::Hide,
-                },
-                (Verdict::RunsAfter { relayout, hide }, Some(remedy)) => Verdict::RunsAfter {
-                    relayout: relayout || remedy == Remedy::Relayout,
-                    hide: hide || remedy == Remedy::Hide,
-                },
-            };
-        }
-        verdict
-    }
-}
-
-/// Whether a guest runs on a host.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Verdict {
-    /// As it is.
-    Runs,
-    /// After the remedies of its reasons.
-    RunsAfter {
-        /// See [`Remedy::Relayout`].
-        relayout: bool,
-        /// See [`Remedy::Hide`].
-        hide: bool,
-    },
-    /// It does not: something that it has, or may use at any moment, is not there.
-    No,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Runs => "runs as it is",
-            Self::RunsAfter {
-                relayout: true,
-                hide: true,
-            } => "runs, with its states in another layout and some features hidden",
-            Self::RunsAfter { relayout: true, .. } => "runs, with its states in another layout",
-            Self::RunsAfter { .. } => "runs, with some features hidden",
-            Self::No => "does not run",
-        })
-    }
-}
-
-/// What would help.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Remedy {
-    /// To move the states into the host's layout ([`xsave_state::relayout`]). Nothing is lost, but
-    /// the guest does not notice: where it uses the standard format itself, with places that it has
-    /// read from CPUID before, these are wrong from then on. The compacted format, which Linux uses
-    /// for its own areas, does not depend on them.
-    Relayout,
-    /// To hide the feature from the guest's CPUID, [`Policy::features`](cpuid_amx::Policy::features) with
-    /// [`Compatibility::shared`]: the guest has not started, or has not enabled what it belongs to.
-    /// A KVM that [rewrites](crate::host::KvmFacts::rewritten) CPUID hides nothing.
-    Hide,
-}
-
-/// Why a guest does not run on a host as it is.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum Reason {
-    /// There is no KVM.
-    #[error(transparent)]
-    NoKvm(NoKvm),
-    /// The guest sees XTILEDATA, and the host has refused the permission for it.
-    #[error("the guest has XTILEDATA{}: {error}", Use(*active))]
-    Permission {
-        /// The refusal.
-        error: PermissionError,
-        /// Whether the guest may use it at any moment.
-        active: bool,
-    },
-    /// The host lacks a feature of the guest's CPUID.
-    #[error("the guest sees {feature}, which the host lacks{}", Use(*active))]
-    Feature {
-        /// The feature.
-        feature: Feature,
-        /// Whether the guest may use it at any moment.
-        active: bool,
-    },
-    /// The host lacks a component of the guest's CPUID.
-    #[error("the guest sees {sees}, which the host lacks{}", Use(*active))]
-    Component {
-        /// As the guest sees it.
-        sees: ComponentShape,
-        /// Whether the guest may use it at any moment.
-        active: bool,
-    },
-    /// The host has a component at another place, with another size, or of another kind.
-    #[error("the guest sees {sees}, and the host has {has}{}", Use(*active))]
-    Elsewhere {
-        /// As the guest sees it.
-        sees: ComponentShape,
-        /// As the host has it.
-        has: ComponentShape,
-        /// Whether the guest may use it at any moment.
-        active: bool,
-    },
-    /// The area of a vCPU is not the host's.
-    #[error("vCPU {vcpu}: {misfit}")]
-    Misfit {
-        /// The vCPU.
-        vcpu: u32,
-        /// How.
-        misfit: Misfit,
-    },
-    /// The host cannot hold something that a vCPU has.
-    #[error("vCPU {vcpu}: {loss}")]
-    Loss {
-        /// The vCPU.
-        vcpu: u32,
-        /// What.
-        loss: Loss,
-    },
-    /// The state of a vCPU cannot be moved. Not known to be possible.
-    #[error("vCPU {vcpu}: {error}")]
-    State {
-        /// The vCPU.
-        vcpu: u32,
-        /// Why.
-        error: RelayoutError,
-    },
-    /// The host has no area for extended state.
-    #[error("the host has no place for extended state: {0}")]
-    Layout(LayoutError),
-}
-
-impl Reason {
-    /// What would help; `None`: nothing does.
-    #[must_use]
-    pub fn remedy(&self) -> Option<Remedy> {
-        match self {
-            Self::Permission { active, .. }
-            | Self::Feature { active, .. }
-            | Self::Component { active, .. } => (!active).then_some(Remedy::Hide),
-            Self::Elsewhere { active: false, .. } => Some(Remedy::Hide),
-            Self::Elsewhere { sees, has, .. } => {
-                let moved = ComponentShape {
-                    offset: has.offset,
-                    ..*sees
-                };
-                (moved == *has).then_some(Remedy::Relayout)
-            }
-            Self::Misfit { .. } => Some(Remedy::Relayout),
-            Self::NoKvm(_) | Self::Loss { .. } | Self::State { .. } | Self::Layout(_) => None,
-        }
-    }
-}
-
-struct Use(bool);
-
-impl fmt::Display for Use {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0 {
-            "; it has enabled it and may use it at any moment"
-        } else {
-            "; it does not use it, and it can be hidden"
-        })
     }
 }

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use serde::de::{Error as _, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -20,6 +21,8 @@ pub const MAX_ENTRIES: usize = 256;
 pub(crate) trait Kind {
     const FORMAT: &'static str;
     const VERSION: u32;
+    /// The versions that are read.
+    const READS: RangeInclusive<u32>;
 }
 
 /// The format of `K`, and nothing else.
@@ -50,7 +53,7 @@ impl<'de, K: Kind> Deserialize<'de> for Format<K> {
     }
 }
 
-/// The version of `K`, and no other.
+/// A version of `K` that is read; what is written is the newest that is known.
 pub(crate) struct Version<K>(std::marker::PhantomData<K>);
 
 impl<K> Default for Version<K> {
@@ -68,7 +71,7 @@ impl<K: Kind> Serialize for Version<K> {
 impl<'de, K: Kind> Deserialize<'de> for Version<K> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let found = u32::deserialize(deserializer)?;
-        if found != K::VERSION {
+        if !K::READS.contains(&found) {
             return Err(D::Error::custom(format!(
                 "{} of version {found}: this program reads version {}",
                 K::FORMAT,
@@ -80,7 +83,6 @@ impl<'de, K: Kind> Deserialize<'de> for Version<K> {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(crate) struct EntryDocument {
     leaf: Hex<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,6 +154,8 @@ pub(crate) enum DocumentError {
     TooManyEntries { field: &'static str, actual: usize },
     #[error("{field} has two entries for the same leaf and sub-leaf")]
     Duplicate { field: &'static str },
+    #[error("missing field `{field}`")]
+    Missing { field: &'static str },
     #[error("kernel.upstream is {text:?}, which is not a version such as 6.12.67 or 6.19-rc3")]
     Upstream { text: String },
 }

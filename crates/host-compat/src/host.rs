@@ -8,6 +8,7 @@ use thiserror::Error;
 use xsave_state::XFeatures;
 
 use crate::kernel::Kernel;
+use crate::msrs::FeatureMsrs;
 use cpuid_amx::amx::AmxFeatures;
 use cpuid_amx::features::FeatureSet;
 use cpuid_amx::permission::PermissionError;
@@ -56,6 +57,8 @@ pub struct Host {
     pub permission: Permission,
     /// What KVM can do, or why there is none.
     pub kvm: Result<KvmFacts, NoKvm>,
+    /// Fields and names of a newer description that this version does not know.
+    pub unknown: Vec<String>,
 }
 
 /// What is known about KVM on a host.
@@ -71,6 +74,19 @@ pub struct KvmFacts {
     /// What a vCPU has that was given `cpuid`, where KVM made something else of it: some kinds of
     /// KVM take CPUID from the processor, whatever a VMM asks for. `None`: the same.
     pub rewritten: Option<Table>,
+    /// MSRs that say what the processor can do, as KVM gives them to guests.
+    pub feature_msrs: FeatureMsrs,
+    /// The frequency of a vCPU's TSC; `None` where it is not known.
+    pub tsc: Option<Tsc>,
+}
+
+/// The time stamp counter of a vCPU that was not told otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Tsc {
+    /// KVM_GET_TSC_KHZ, in kHz.
+    pub khz: u32,
+    /// Whether KVM can give a vCPU another frequency: KVM_CAP_TSC_CONTROL.
+    pub scales: bool,
 }
 
 /// What became of the request to give tile data to guests, ARCH_REQ_XCOMP_GUEST_PERM.
@@ -128,6 +144,7 @@ impl Host {
                 cpuid,
                 ..KvmFacts::default()
             }),
+            unknown: Vec::new(),
         }
     }
 
@@ -139,6 +156,25 @@ impl Host {
         Some(kvm.rewritten.as_ref().unwrap_or(&kvm.cpuid))
     }
 
+    /// The same without what contradicts itself: features whose components are missing, and AMX where
+    /// the permission was refused.
+    #[must_use]
+    pub(crate) fn coherent_cpuid(&self) -> Option<Table> {
+        let mut table = self.guest_cpuid()?.clone();
+        // To expose all that there is never fails.
+        let _ = self.policy().apply(&mut table).ok()?;
+        Some(table)
+    }
+
+    fn policy(&self) -> Policy {
+        let everything = Policy::expose_all();
+        match self.permission {
+            Permission::NotAsked => everything,
+            Permission::Granted(granted) => everything.permitted(granted),
+            Permission::Refused(_) => everything.permitted(XFeatures::empty()),
+        }
+    }
+
     /// What a guest can be given here: all that KVM supports and the permission allows, as far as it
     /// does not contradict itself. Nothing without KVM.
     #[must_use]
@@ -146,14 +182,8 @@ impl Host {
         let Some(table) = self.guest_cpuid() else {
             return FeatureSet::default();
         };
-        let everything = Policy::expose_all();
-        let policy = match self.permission {
-            Permission::NotAsked => everything,
-            Permission::Granted(granted) => everything.permitted(granted),
-            Permission::Refused(_) => everything.permitted(XFeatures::empty()),
-        };
         // To expose all that there is never fails.
-        policy.choose(table).unwrap_or_default()
+        self.policy().choose(table).unwrap_or_default()
     }
 
     /// Everything that keeps guests from using AMX here, from the processor upwards; none where

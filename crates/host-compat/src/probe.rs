@@ -3,12 +3,12 @@
 use std::ffi::CString;
 use std::fs;
 
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, Msrs, kvm_msr_entry};
 use kvm_ioctls::{Cap, Kvm};
 use vmm_sys_util::errno;
 
 use crate::host::{
-    Capabilities, Host, KvmFacts, NoKvm, Permission, Processor, forget_the_logical_processor,
+    Capabilities, Host, KvmFacts, NoKvm, Permission, Processor, Tsc, forget_the_logical_processor,
 };
 #[expect(unsafe_code, reason = "an ioctl that no safe library wraps")]
 mod attribute;
@@ -16,6 +16,7 @@ mod attribute;
 pub use attribute::xcomp_guest_supp;
 
 use crate::kernel::Kernel;
+use crate::msrs::{self, FeatureMsrs};
 use cpuid_amx::kvm::set_cpuid;
 use cpuid_amx::permission::{self, GuestPermission};
 use cpuid_amx::table::{CpuidTable, Table};
@@ -68,6 +69,7 @@ pub fn probe_at(device: &str) -> Host {
             Err(error) => Permission::Refused(*error),
         },
         kvm: facts(device, request.as_ref().ok()),
+        unknown: Vec::new(),
     }
 }
 
@@ -102,7 +104,32 @@ fn facts(device: &str, permission: Option<&GuestPermission>) -> Result<KvmFacts,
         guest_components: xcomp_guest_supp(&kvm),
         cpuid: described(&cpuid),
         rewritten: rewritten.as_ref().map(described),
+        feature_msrs: feature_msrs(&kvm),
+        tsc: vcpu.get_tsc_khz().ok().map(|khz| Tsc {
+            khz,
+            scales: kvm.check_extension(Cap::TscControl),
+        }),
     })
+}
+
+/// Each alone: KVM stops at the first that it does not know.
+fn feature_msrs(kvm: &Kvm) -> FeatureMsrs {
+    let mut found = FeatureMsrs::default();
+    for index in [msrs::ARCH_CAPABILITIES, msrs::PERF_CAPABILITIES] {
+        let entry = kvm_msr_entry {
+            index,
+            ..Default::default()
+        };
+        let Ok(mut list) = Msrs::from_entries(&[entry]) else {
+            continue;
+        };
+        if kvm.get_msrs(&mut list).is_ok_and(|count| count == 1)
+            && let [entry] = list.as_slice()
+        {
+            found.set(index, entry.data);
+        }
+    }
+    found
 }
 
 fn described(cpuid: &CpuId) -> Table {

@@ -359,7 +359,7 @@ mod documents {
         let mut lines = Lines::new();
         for bad in [
             good.replacen("\"family\":6", "\"family\":-6", 1),
-            good.replacen("\"version\":1", "\"version\":2", 1),
+            good.replacen("\"version\":2", "\"version\":0", 1),
             good[..good.len() - 1].to_owned(),
             good.replacen("\"name\":\"a\"", "\"name\":\"a\tb\"", 1),
             good.replacen(

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -21,6 +22,7 @@ struct Part;
 impl document::Kind for Part {
     const FORMAT: &'static str = FORMAT;
     const VERSION: u32 = VERSION;
+    const READS: RangeInclusive<u32> = VERSION..=VERSION;
 }
 
 #[derive(Serialize, Deserialize)]

@@ -11,7 +11,7 @@ use crate::baseline::{Fleet, Kind, Tally, TooManyKinds};
 use crate::host::{Host, MAX_TEXT_BYTES};
 
 /// How a description of version 1 starts, as this crate writes it: the name follows.
-const START: &[u8] = br#"{"format":"amx-host","version":1,"name":""#;
+const START: &[u8] = br#"{"format":"amx-host","version":2,"name":""#;
 /// So many bytes of lines are remembered.
 const MAX_KNOWN_BYTES: usize = 64 << 20;
 
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn the_name_is_split_off_where_that_is_safe() {
         let line =
-            |name: &str| format!(r#"{{"format":"amx-host","version":1,"name":"{name}","x":1}}"#);
+            |name: &str| format!(r#"{{"format":"amx-host","version":2,"name":"{name}","x":1}}"#);
         let name = |text: &str| {
             let line = line(text);
             split(line.as_bytes()).map(|(name, rest)| (String::from(name), rest.len()))

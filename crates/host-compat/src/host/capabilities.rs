@@ -4,7 +4,6 @@
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize,
 )]
-#[serde(deny_unknown_fields)]
 pub struct Capabilities {
     /// KVM_CAP_XSAVE.
     pub xsave: u32,

@@ -1,25 +1,32 @@
 //! A description as a versioned document, for the self-describing formats of serde (as JSON is;
 //! not postcard or bincode); JSON is that of docs/host.schema.json.
 //!
-//! The types here are the document's own: what the crate uses can change, and a document of
-//! version 1 stays what it is.
+//! The types here are the document's own: what the crate uses can change, and a document of a
+//! version stays what it is. Fields and names that a newer version has are read over, and named in
+//! [`Host::unknown`].
 
 use std::borrow::Cow;
+use std::ops::RangeInclusive;
 
-use serde::de::{Error as _, Unexpected};
+use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use xsave_state::XFeatures;
 
-use crate::document::{self, DocumentError, EntryDocument, Hex, entries, table, text};
-use crate::host::{Capabilities, Host, KvmFacts, NoKvm, Permission, Processor};
+use crate::document::{
+    self, DocumentError, EntryDocument, Hex, MAX_TEXT_BYTES, entries, table, text,
+};
+use crate::host::{Capabilities, Host, KvmFacts, NoKvm, Permission, Processor, Tsc};
 use crate::kernel::{Kernel, Version};
+use crate::msrs::FeatureMsrs;
 use cpuid_amx::amx::AmxFeatures;
 use cpuid_amx::permission::PermissionError;
 
 /// What `format` says in every description of a host.
 pub const FORMAT: &str = "amx-host";
-/// What `version` says: the only version that there is.
-pub const VERSION: u32 = 1;
+/// What `version` says. Version 1 has neither `feature_msrs` nor `tsc`.
+pub const VERSION: u32 = 2;
+/// So many fields that are not known are named.
+const MAX_UNKNOWN: usize = 16;
 
 /// The kind of document.
 struct Description;
@@ -27,6 +34,7 @@ struct Description;
 impl document::Kind for Description {
     const FORMAT: &'static str = FORMAT;
     const VERSION: u32 = VERSION;
+    const READS: RangeInclusive<u32> = 1..=u32::MAX;
 }
 
 impl Serialize for Host {
@@ -37,15 +45,19 @@ impl Serialize for Host {
 
 impl<'de> Deserialize<'de> for Host {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Document::deserialize(deserializer)?
-            .parse()
-            .map_err(D::Error::custom)
+        let mut unknown = Vec::new();
+        let mut note = |path: serde_ignored::Path<'_>| {
+            if unknown.len() < MAX_UNKNOWN {
+                let path: String = path.to_string().chars().take(MAX_TEXT_BYTES / 4).collect();
+                unknown.push(path);
+            }
+        };
+        let document: Document = serde_ignored::deserialize(deserializer, &mut note)?;
+        document.parse(unknown).map_err(D::Error::custom)
     }
 }
 
-/// `format` and `version` come first, then the name: see `baseline`, which looks for it there.
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct Document<'a> {
     format: document::Format<Description>,
     version: document::Version<Description>,
@@ -58,54 +70,112 @@ struct Document<'a> {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct ProcessorDocument<'a> {
     vendor: Cow<'a, str>,
     name: Cow<'a, str>,
     family: u32,
     model: u32,
     stepping: u32,
-    amx: Names,
+    amx: Vec<Cow<'a, str>>,
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 struct KernelDocument<'a> {
     release: Cow<'a, str>,
     upstream: Option<String>,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Outcome {
+    NotAsked,
+    Granted,
+    NotSupported,
+    KernelTooOld,
+    Locked,
+    Filtered,
+    NotGranted,
+    Other,
+}
+
+/// Which of the fields there are depends on the outcome.
 #[derive(Serialize, Deserialize)]
-#[serde(tag = "outcome", rename_all = "snake_case", deny_unknown_fields)]
-enum PermissionDocument {
-    NotAsked {},
-    Granted { components: Hex<u64> },
-    NotSupported { supported: Hex<u64> },
-    KernelTooOld {},
-    Locked { granted: Hex<u64> },
-    Filtered { errno: i32 },
-    NotGranted { granted: Hex<u64> },
-    Other { errno: i32 },
+struct PermissionDocument {
+    outcome: Outcome,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    components: Option<Hex<u64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    supported: Option<Hex<u64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    granted: Option<Hex<u64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    errno: Option<i32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum State {
+    Usable,
+    NoDevice,
+    NoAccess,
+    NotKvm,
+    Failed,
+}
+
+/// Which of the fields there are depends on the state. A field that is `null` is there.
+#[derive(Serialize, Deserialize)]
+struct KvmDocument {
+    state: State,
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "is_there"
+    )]
+    capabilities: Option<Option<Capabilities>>,
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "is_there"
+    )]
+    guest_components: Option<Option<Hex<u64>>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cpuid: Option<Vec<EntryDocument>>,
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        deserialize_with = "is_there"
+    )]
+    rewritten: Option<Option<Vec<EntryDocument>>>,
+    /// From version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    feature_msrs: Option<FeatureMsrsDocument>,
+    /// From version 2 on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tsc: Option<TscDocument>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    version: Option<i32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    call: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    errno: Option<i32>,
+}
+
+fn is_there<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    from: D,
+) -> Result<Option<T>, D::Error> {
+    T::deserialize(from).map(Some)
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(tag = "state", rename_all = "snake_case", deny_unknown_fields)]
-enum KvmDocument {
-    Usable {
-        capabilities: Option<Capabilities>,
-        guest_components: Option<Hex<u64>>,
-        cpuid: Vec<EntryDocument>,
-        rewritten: Option<Vec<EntryDocument>>,
-    },
-    NoDevice {},
-    NoAccess {},
-    NotKvm {
-        version: i32,
-    },
-    Failed {
-        call: String,
-        errno: i32,
-    },
+struct FeatureMsrsDocument {
+    arch_capabilities: Option<Hex<u64>>,
+    perf_capabilities: Option<Hex<u64>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TscDocument {
+    khz: u32,
+    scales: bool,
 }
 
 impl<'a> From<&'a Host> for Document<'a> {
@@ -121,7 +191,7 @@ impl<'a> From<&'a Host> for Document<'a> {
                 family: processor.family,
                 model: processor.model,
                 stepping: processor.stepping,
-                amx: Names(processor.amx),
+                amx: processor.amx.names().map(Cow::Borrowed).collect(),
             },
             kernel: host.kernel.as_ref().map(|kernel| KernelDocument {
                 release: Cow::Borrowed(&kernel.release),
@@ -135,8 +205,18 @@ impl<'a> From<&'a Host> for Document<'a> {
 }
 
 impl Document<'_> {
-    fn parse(self) -> Result<Host, DocumentError> {
+    fn parse(self, mut unknown: Vec<String>) -> Result<Host, DocumentError> {
         let processor = self.processor;
+        let mut amx = AmxFeatures::empty();
+        for name in &processor.amx {
+            match AmxFeatures::by_name(name) {
+                Some(feature) => amx |= feature,
+                None if unknown.len() < MAX_UNKNOWN => {
+                    unknown.push(text("processor.amx", name.clone().into_owned())?);
+                }
+                None => {}
+            }
+        }
         Ok(Host {
             name: text("name", self.name.into_owned())?,
             processor: Processor {
@@ -145,12 +225,13 @@ impl Document<'_> {
                 family: processor.family,
                 model: processor.model,
                 stepping: processor.stepping,
-                amx: processor.amx.0,
+                amx,
             },
             kernel: self.kernel.map(KernelDocument::parse).transpose()?,
             components: self.components.map(features),
-            permission: self.permission.into(),
+            permission: self.permission.parse()?,
             kvm: self.kvm.parse()?,
+            unknown,
         })
     }
 }
@@ -168,52 +249,140 @@ impl KernelDocument<'_> {
     }
 }
 
+impl PermissionDocument {
+    const fn of(outcome: Outcome) -> Self {
+        Self {
+            outcome,
+            components: None,
+            supported: None,
+            granted: None,
+            errno: None,
+        }
+    }
+
+    fn parse(self) -> Result<Permission, DocumentError> {
+        let need = |field, mask: Option<Hex<u64>>| {
+            mask.map(features).ok_or(DocumentError::Missing { field })
+        };
+        let errno = || {
+            let field = "permission.errno";
+            self.errno.ok_or(DocumentError::Missing { field })
+        };
+        let granted = "permission.granted";
+        Ok(Permission::Refused(match self.outcome {
+            Outcome::NotAsked => return Ok(Permission::NotAsked),
+            Outcome::Granted => {
+                let components = need("permission.components", self.components)?;
+                return Ok(Permission::Granted(components));
+            }
+            Outcome::NotSupported => PermissionError::NotSupported {
+                supported: need("permission.supported", self.supported)?,
+            },
+            Outcome::KernelTooOld => PermissionError::KernelTooOld,
+            Outcome::Locked => PermissionError::Locked {
+                granted: need(granted, self.granted)?,
+            },
+            Outcome::Filtered => PermissionError::Filtered { errno: errno()? },
+            Outcome::NotGranted => PermissionError::NotGranted {
+                granted: need(granted, self.granted)?,
+            },
+            Outcome::Other => PermissionError::Other { errno: errno()? },
+        }))
+    }
+}
+
 impl From<Permission> for PermissionDocument {
     fn from(permission: Permission) -> Self {
-        match permission {
-            Permission::NotAsked => Self::NotAsked {},
-            Permission::Granted(components) => Self::Granted {
-                components: bits(components),
+        let error = match permission {
+            Permission::NotAsked => return Self::of(Outcome::NotAsked),
+            Permission::Granted(components) => {
+                return Self {
+                    components: Some(bits(components)),
+                    ..Self::of(Outcome::Granted)
+                };
+            }
+            Permission::Refused(error) => error,
+        };
+        match error {
+            PermissionError::NotSupported { supported } => Self {
+                supported: Some(bits(supported)),
+                ..Self::of(Outcome::NotSupported)
             },
-            Permission::Refused(error) => match error {
-                PermissionError::NotSupported { supported } => Self::NotSupported {
-                    supported: bits(supported),
-                },
-                PermissionError::KernelTooOld => Self::KernelTooOld {},
-                PermissionError::Locked { granted } => Self::Locked {
-                    granted: bits(granted),
-                },
-                PermissionError::Filtered { errno } => Self::Filtered { errno },
-                PermissionError::NotGranted { granted } => Self::NotGranted {
-                    granted: bits(granted),
-                },
-                PermissionError::Other { errno } => Self::Other { errno },
-                // One that this version of the format has no name for.
-                _ => Self::Other { errno: 0 },
+            PermissionError::KernelTooOld => Self::of(Outcome::KernelTooOld),
+            PermissionError::Locked { granted } => Self {
+                granted: Some(bits(granted)),
+                ..Self::of(Outcome::Locked)
+            },
+            PermissionError::NotGranted { granted } => Self {
+                granted: Some(bits(granted)),
+                ..Self::of(Outcome::NotGranted)
+            },
+            PermissionError::Filtered { errno } => Self {
+                errno: Some(errno),
+                ..Self::of(Outcome::Filtered)
+            },
+            PermissionError::Other { errno } => Self {
+                errno: Some(errno),
+                ..Self::of(Outcome::Other)
+            },
+            // One that this version of the format has no name for.
+            _ => Self {
+                errno: Some(0),
+                ..Self::of(Outcome::Other)
             },
         }
     }
 }
 
-impl From<PermissionDocument> for Permission {
-    fn from(document: PermissionDocument) -> Self {
-        Self::Refused(match document {
-            PermissionDocument::NotAsked {} => return Self::NotAsked,
-            PermissionDocument::Granted { components } => {
-                return Self::Granted(features(components));
-            }
-            PermissionDocument::NotSupported { supported } => PermissionError::NotSupported {
-                supported: features(supported),
-            },
-            PermissionDocument::KernelTooOld {} => PermissionError::KernelTooOld,
-            PermissionDocument::Locked { granted } => PermissionError::Locked {
-                granted: features(granted),
-            },
-            PermissionDocument::Filtered { errno } => PermissionError::Filtered { errno },
-            PermissionDocument::NotGranted { granted } => PermissionError::NotGranted {
-                granted: features(granted),
-            },
-            PermissionDocument::Other { errno } => PermissionError::Other { errno },
+impl KvmDocument {
+    const fn of(state: State) -> Self {
+        Self {
+            state,
+            capabilities: None,
+            guest_components: None,
+            cpuid: None,
+            rewritten: None,
+            feature_msrs: None,
+            tsc: None,
+            version: None,
+            call: None,
+            errno: None,
+        }
+    }
+
+    fn parse(self) -> Result<Result<KvmFacts, NoKvm>, DocumentError> {
+        fn need<T>(field: &'static str, value: Option<T>) -> Result<T, DocumentError> {
+            value.ok_or(DocumentError::Missing { field })
+        }
+        Ok(match self.state {
+            State::Usable => Ok(KvmFacts {
+                capabilities: need("kvm.capabilities", self.capabilities)?,
+                guest_components: need("kvm.guest_components", self.guest_components)?
+                    .map(features),
+                cpuid: table("kvm.cpuid", need("kvm.cpuid", self.cpuid)?)?,
+                rewritten: need("kvm.rewritten", self.rewritten)?
+                    .map(|entries| table("kvm.rewritten", entries))
+                    .transpose()?,
+                feature_msrs: self.feature_msrs.map_or(FeatureMsrs::default(), |msrs| {
+                    FeatureMsrs {
+                        arch_capabilities: msrs.arch_capabilities.map(|value| value.0),
+                        perf_capabilities: msrs.perf_capabilities.map(|value| value.0),
+                    }
+                }),
+                tsc: self.tsc.map(|tsc| Tsc {
+                    khz: tsc.khz,
+                    scales: tsc.scales,
+                }),
+            }),
+            State::NoDevice => Err(NoKvm::NoDevice),
+            State::NoAccess => Err(NoKvm::NoAccess),
+            State::NotKvm => Err(NoKvm::NotKvm {
+                version: need("kvm.version", self.version)?,
+            }),
+            State::Failed => Err(NoKvm::Failed {
+                call: text("kvm.call", need("kvm.call", self.call)?)?,
+                errno: need("kvm.errno", self.errno)?,
+            }),
         })
     }
 }
@@ -221,47 +390,35 @@ impl From<PermissionDocument> for Permission {
 impl From<&Result<KvmFacts, NoKvm>> for KvmDocument {
     fn from(kvm: &Result<KvmFacts, NoKvm>) -> Self {
         match kvm {
-            Ok(facts) => Self::Usable {
-                capabilities: facts.capabilities,
-                guest_components: facts.guest_components.map(bits),
-                cpuid: entries(&facts.cpuid),
-                rewritten: facts.rewritten.as_ref().map(entries),
+            Ok(facts) => Self {
+                capabilities: Some(facts.capabilities),
+                guest_components: Some(facts.guest_components.map(bits)),
+                cpuid: Some(entries(&facts.cpuid)),
+                rewritten: Some(facts.rewritten.as_ref().map(entries)),
+                feature_msrs: (facts.feature_msrs != FeatureMsrs::default()).then(|| {
+                    FeatureMsrsDocument {
+                        arch_capabilities: facts.feature_msrs.arch_capabilities.map(Hex),
+                        perf_capabilities: facts.feature_msrs.perf_capabilities.map(Hex),
+                    }
+                }),
+                tsc: facts.tsc.map(|tsc| TscDocument {
+                    khz: tsc.khz,
+                    scales: tsc.scales,
+                }),
+                ..Self::of(State::Usable)
             },
-            Err(NoKvm::NoDevice) => Self::NoDevice {},
-            Err(NoKvm::NoAccess) => Self::NoAccess {},
-            Err(NoKvm::NotKvm { version }) => Self::NotKvm { version: *version },
-            Err(NoKvm::Failed { call, errno }) => Self::Failed {
-                call: call.clone(),
-                errno: *errno,
+            Err(NoKvm::NoDevice) => Self::of(State::NoDevice),
+            Err(NoKvm::NoAccess) => Self::of(State::NoAccess),
+            Err(NoKvm::NotKvm { version }) => Self {
+                version: Some(*version),
+                ..Self::of(State::NotKvm)
+            },
+            Err(NoKvm::Failed { call, errno }) => Self {
+                call: Some(call.clone()),
+                errno: Some(*errno),
+                ..Self::of(State::Failed)
             },
         }
-    }
-}
-
-impl KvmDocument {
-    fn parse(self) -> Result<Result<KvmFacts, NoKvm>, DocumentError> {
-        Ok(match self {
-            Self::Usable {
-                capabilities,
-                guest_components,
-                cpuid,
-                rewritten,
-            } => Ok(KvmFacts {
-                capabilities,
-                guest_components: guest_components.map(features),
-                cpuid: table("kvm.cpuid", cpuid)?,
-                rewritten: rewritten
-                    .map(|entries| table("kvm.rewritten", entries))
-                    .transpose()?,
-            }),
-            Self::NoDevice {} => Err(NoKvm::NoDevice),
-            Self::NoAccess {} => Err(NoKvm::NoAccess),
-            Self::NotKvm { version } => Err(NoKvm::NotKvm { version }),
-            Self::Failed { call, errno } => Err(NoKvm::Failed {
-                call: text("kvm.call", call)?,
-                errno,
-            }),
-        })
     }
 }
 
@@ -271,29 +428,4 @@ fn bits(features: XFeatures) -> Hex<u64> {
 
 fn features(bits: Hex<u64>) -> XFeatures {
     XFeatures::from_bits_retain(bits.0)
-}
-
-/// The names of AMX features.
-struct Names(AmxFeatures);
-
-impl Serialize for Names {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_seq(self.0.names())
-    }
-}
-
-impl<'de> Deserialize<'de> for Names {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let names = Vec::<Cow<str>>::deserialize(deserializer)?;
-        names
-            .iter()
-            .map(|name| {
-                let known = AmxFeatures::by_name(name);
-                known.ok_or_else(|| {
-                    D::Error::invalid_value(Unexpected::Str(name), &"the name of an AMX feature")
-                })
-            })
-            .collect::<Result<AmxFeatures, D::Error>>()
-            .map(Self)
-    }
 }

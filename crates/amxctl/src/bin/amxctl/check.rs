@@ -11,10 +11,10 @@ use xsave_state::Layout;
 
 use crate::cli::CheckArgs;
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, host};
+use crate::{Answer, Outcome, input};
 
 pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<Outcome> {
-    let host = host::this_or(args.host.as_deref())?;
+    let host = input::this_or(args.host.as_deref())?;
     let obstacles = host.obstacles();
     let missing: Vec<_> = fixes(&host)
         .filter(|(_, state)| *state == State::Absent)

@@ -12,7 +12,7 @@ use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::{BaselineArgs, MergeArgs};
 use crate::screen;
-use crate::{Outcome, load};
+use crate::{Outcome, input, load};
 
 mod show;
 
@@ -64,7 +64,7 @@ pub(crate) fn merge(args: &MergeArgs, json: bool) -> anyhow::Result<Outcome> {
     let mut fleet = Fleet::new();
     for path in &args.files {
         let name = || path.display().to_string();
-        let text = load::text(path, MAX_TALLY_BYTES)?;
+        let text = input::text(path, MAX_TALLY_BYTES)?;
         let part: Fleet = serde_json::from_str(&text).with_context(|| {
             format!(
                 "{}: expected a tally, as `amxctl baseline --tally` writes it",
