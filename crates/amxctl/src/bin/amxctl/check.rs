@@ -2,18 +2,19 @@
 
 use std::fmt::Write;
 
-use cpuid_amx::host::kernel::{Fix, State};
-use cpuid_amx::host::{Capabilities, Obstacle, Permission};
-use cpuid_amx::{CpuidTable, Host};
+use cpuid_amx::CpuidTable;
+use host_compat::Host;
+use host_compat::host::{Capabilities, Obstacle, Permission};
+use host_compat::kernel::{Fix, State};
 use serde_json::json;
 use xsave_state::Layout;
 
 use crate::cli::CheckArgs;
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, host};
+use crate::{Answer, Outcome, input};
 
 pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<Outcome> {
-    let host = host::this_or(args.host.as_deref())?;
+    let host = input::this_or(args.host.as_deref())?;
     let obstacles = host.obstacles();
     let missing: Vec<_> = fixes(&host)
         .filter(|(_, state)| *state == State::Absent)

@@ -11,9 +11,10 @@ use crate::screen::Color;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  yes: the host is ready, the states are the same, the state can be restored
-  1  no: it is not, they differ, it cannot, or an option is missing to judge it
+  1  no: it is not, they differ, it cannot
   2  trouble: a file that cannot be read, an option that does not exist
-  3  check: ready, but a known fix is missing";
+  3  check: ready, but a known fix is missing, or not known to be there
+  4  cannot be judged: too little is known, and the answer names the option that helps";
 
 /// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
 ///
@@ -140,10 +141,10 @@ Examples:
   amxctl merge --tally rack-1.tally rack-2.tally > fleet.tally";
 
 const COMPAT: &str = "\
-It exits with 1 when the guest of A cannot run on B, and with 0 when it can,
-be it with something hidden from it or with its states in B's layout. What a
-saved state does not say is guessed and said to be a guess; where that cannot
-be, it exits with 1 and names the option that helps.
+A guest that has not started exits with 0 when it runs on B, be it with
+something hidden from it. A guest that ran must run as it is: if it does not,
+the exit code is 1. What a saved state does not say is guessed and said to be a
+guess; where too little is known, it exits with 4 and names what is missing.
 
 Examples:
   amxctl compat node-17.json icelake.json
@@ -173,8 +174,8 @@ Examples:
 const VERIFY: &str = "\
 Each rule that a host depends on is checked first; a state that breaks one is
 refused whatever the host. Then, whether that host can hold it. It exits with
-1 when the state must not, or cannot, be restored, and when the file does not
-say enough: then it names the option that does.
+1 when the state must not, or cannot, be restored, and with 4 when the file does
+not say enough: then it names the option that does.
 
 Examples:
   amxctl verify snapshot --on node-17.json
@@ -275,9 +276,12 @@ pub(crate) struct CompatArgs {
     /// The guest: a saved state, its CPUID as `cpuid -r` prints it, or the description of a host whose guests get all that it has
     #[arg(value_name = "A")]
     pub(crate) guest: PathBuf,
-    /// The description of the host
+    /// The host: its description, or CPUID as `cpuid -r` prints it
     #[arg(value_name = "B")]
     pub(crate) host: PathBuf,
+    /// The guest does not use the standard format with places that it has read from CPUID: its states may be moved into B's layout
+    #[arg(long)]
+    pub(crate) relayout: bool,
     #[command(flatten)]
     pub(crate) given: GivenArgs,
 }

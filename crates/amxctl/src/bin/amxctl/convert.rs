@@ -15,7 +15,7 @@ use xsave_state::{ComponentId, ExtendedState, Layout, XFeatures};
 
 use crate::cli::{ConvertArgs, To};
 use crate::screen::{self, Mark};
-use crate::{Outcome, guesses, load};
+use crate::{Outcome, guesses, input, load};
 
 /// What may be lost.
 #[derive(Default)]
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &ConvertArgs, json: bool) -> anyhow::Result<Outcome> {
     let allow = allow(&args.allow)?;
     let given = load::given(&args.given)?;
     let target = match &args.layout {
-        Some(path) => Some(load::layout(path)?),
+        Some(path) => Some(input::layout(path)?),
         None => None,
     };
     let loaded = load::load(&args.file, &args.vcpu, &given)?;

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use cpuid_amx::Fleet;
-use cpuid_amx::baseline::Lines;
+use host_compat::Fleet;
+use host_compat::baseline::Lines;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::{BaselineArgs, MergeArgs};
 use crate::screen;
-use crate::{Outcome, load};
+use crate::{Outcome, input, load};
 
 mod show;
 
@@ -64,7 +64,7 @@ pub(crate) fn merge(args: &MergeArgs, json: bool) -> anyhow::Result<Outcome> {
     let mut fleet = Fleet::new();
     for path in &args.files {
         let name = || path.display().to_string();
-        let text = load::text(path, MAX_TALLY_BYTES)?;
+        let text = input::text(path, MAX_TALLY_BYTES)?;
         let part: Fleet = serde_json::from_str(&text).with_context(|| {
             format!(
                 "{}: expected a tally, as `amxctl baseline --tally` writes it",

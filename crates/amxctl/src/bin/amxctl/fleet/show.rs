@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use cpuid_amx::baseline::{Baseline, Gain, Hosts, Loss, ObstacleKind};
+use cpuid_amx::CpuidTable;
 use cpuid_amx::features::{Feature, FeatureSet, XsaveFeatures};
-use cpuid_amx::{CpuidTable, Fleet};
+use host_compat::Fleet;
+use host_compat::baseline::{Baseline, Gain, Hosts, Loss, ObstacleKind};
 use serde_json::{Value, json};
 use xsave_state::{ComponentId, XFeatures};
 
