@@ -5,8 +5,8 @@ use core::fmt;
 
 use bitflags::bitflags;
 use thiserror::Error;
+use xsave_state::Palette;
 use xsave_state::layout::MAX_PALETTES;
-use xsave_state::tile::Palette;
 use xsave_state::{LayoutError, XFeatures};
 
 pub(crate) const XSAVE_BIT: u32 = 1 << 26;

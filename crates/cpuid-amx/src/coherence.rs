@@ -78,19 +78,24 @@ fn xsave(
     found: &mut Vec<Contradiction>,
 ) {
     let user = leaves.user();
-    if !leaves.has_xsave() && user.is_empty() && leaves.in_leaf_7().is_empty() {
+    let max_leaf = leaves.max_leaf;
+    let is_there = max_leaf >= LEAF_XSAVE && !user.is_empty();
+    match (leaves.has_xsave(), is_there) {
+        (true, true) => {}
+        (true, false) => found.push(Contradiction::XsaveWithoutComponents { max_leaf }),
+        (false, true) => found.push(Contradiction::Xsave { user }),
         // A processor without XSAVE needs no 0DH.
-        return;
+        (false, false) => {}
     }
-    if !leaves.has_xsave() && !user.is_empty() {
-        found.push(Contradiction::Xsave { user });
+    if !is_there {
+        return;
     }
     // Those of AMX have names of their own, and without SSE there is no layout.
     let named = [XFeatures::AMX, XFeatures::AVX];
-    let groups = xcr0::GROUPS.into_iter();
-    for group in groups.filter(|group| !named.contains(&group.together)) {
-        if !group.is_whole_in(user) {
-            let required = group.together | group.needs;
+    let rules = xcr0::RULES.into_iter();
+    for rule in rules.filter(|rule| !named.contains(&rule.together)) {
+        if !rule.holds_in(user) {
+            let required = rule.together | rule.requires;
             found.push(Contradiction::Group {
                 present: user & required,
                 required,
@@ -103,7 +108,12 @@ fn xsave(
         found.push(Contradiction::SupervisorWithoutXsaves { supervisor });
     }
 
-    let layout = match Layout::from_cpuid(&mut *cpuid) {
+    // What 0DH says is checked without XSAVE too, which has been said.
+    let with_xsave = |leaf, subleaf| match leaf {
+        1 => [0, 0, amx::XSAVE_BIT, 0],
+        _ => cpuid(leaf, subleaf),
+    };
+    let layout = match Layout::from_cpuid(with_xsave) {
         Ok(layout) => layout,
         Err(error) => {
             found.push(Contradiction::Layout(error));

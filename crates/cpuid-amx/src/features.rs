@@ -10,8 +10,8 @@ use core::cmp::Ordering;
 use core::fmt;
 
 use bitflags::bitflags;
+use xsave_state::Palette;
 use xsave_state::layout::MAX_PALETTES;
-use xsave_state::tile::Palette;
 use xsave_state::{ComponentId, XFeatures};
 
 use crate::amx::{

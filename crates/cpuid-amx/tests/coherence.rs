@@ -12,7 +12,7 @@ use cpuid_amx::{
     Amx, AmxFeatures, Contradiction, CpuidTable, Entry, FeatureSet, Policy, Table, TmulLimits,
     Unusable, coherence,
 };
-use xsave_state::tile::PaletteError;
+use xsave_state::PaletteError;
 use xsave_state::{LayoutError, XFeatures};
 
 const EAX: usize = 0;
@@ -219,15 +219,13 @@ fn layout() {
     let found = coherence::check(&spr().with(0, 0, EAX, 0xc));
     assert_eq!(
         found[0],
-        Contradiction::Layout(LayoutError::NoXsaveLeaf { max_leaf: 0xc })
+        Contradiction::XsaveWithoutComponents { max_leaf: 0xc }
     );
     // XSAVE without 0DH.
     let none = Table::new().with(0, 0, EAX, 0x10).with(1, 0, ECX, 1 << 26);
     assert_eq!(
         coherence::check(&none),
-        [Contradiction::Layout(LayoutError::NoLegacy {
-            user: user(0)
-        })]
+        [Contradiction::XsaveWithoutComponents { max_leaf: 0x10 }]
     );
 }
 
@@ -539,7 +537,7 @@ fn max_leaf() {
                     assert_eq!((named, of), (max_leaf, features));
                     leaves.push(leaf);
                 }
-                Contradiction::Layout(LayoutError::NoXsaveLeaf { .. }) => {
+                Contradiction::XsaveWithoutComponents { .. } => {
                     assert!(max_leaf < 0xd);
                 }
                 // Nothing is there that needs a component.

@@ -18,6 +18,15 @@ pub enum Contradiction {
         /// CPUID.(EAX=0DH,ECX=0):EDX:EAX.
         user: XFeatures,
     },
+    /// There is XSAVE, but 0DH has no component: the leaf is empty, or above the highest.
+    #[error(
+        "CPUID.1:ECX.XSAVE[26] is 1, but CPUID.0DH.0 has no component (the highest leaf is \
+         {max_leaf:#x})"
+    )]
+    XsaveWithoutComponents {
+        /// CPUID.0H:EAX.
+        max_leaf: u32,
+    },
     /// 0DH has a part of components that XCR0 enables together (SDM Vol. 1 §13.3): KVM takes the
     /// table, and the guest can never enable them.
     #[error("CPUID.0DH.0 has {present}, but XCR0 takes only {required} together")]

@@ -2,14 +2,14 @@
 
 use alloc::vec::Vec;
 
-use xsave_state::header::EXTENDED_OFFSET;
+use xsave_state::format::EXTENDED_OFFSET;
 use xsave_state::layout::MAX_AREA_BYTES;
 use xsave_state::{ComponentId, Layout, XFeatures, xcr0};
 
 /// The user components that XCR0 enables together, each set with all that it needs (SDM Vol. 1
 /// §13.3): a legal XCR0 is x87 and any number of these.
 fn groups(user: XFeatures) -> impl Iterator<Item = XFeatures> {
-    let groups = xcr0::GROUPS.map(|group| (group.together, group.together | group.needs));
+    let groups = xcr0::RULES.map(|rule| (rule.together, rule.together | rule.requires));
     let together: XFeatures = groups.iter().map(|(together, _)| *together).collect();
     groups
         .into_iter()
@@ -51,9 +51,9 @@ fn layout_ends(layout: &Layout, all: XFeatures, limit: usize, avx: bool) -> Vec<
     let mut ends = alloc::vec![EXTENDED_OFFSET];
     let mut rest = all - XFeatures::LEGACY;
     while let Some(id) = rest.components().next() {
-        let group = xcr0::GROUPS
+        let group = xcr0::RULES
             .into_iter()
-            .map(|group| group.together)
+            .map(|rule| rule.together)
             .find(|group| group.contains(id.bit()))
             .unwrap_or(id.bit());
         rest -= group;

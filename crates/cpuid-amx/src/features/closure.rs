@@ -108,7 +108,7 @@ impl FeatureSet {
     fn layout(&self) -> Result<Layout, LayoutError> {
         Layout::from_cpuid(|leaf, subleaf| match leaf {
             0 => [0xd, 0, 0, 0],
-            0xd => self.leaf(leaf, subleaf),
+            1 | 0xd => self.leaf(leaf, subleaf),
             _ => [0; 4],
         })
     }

@@ -1,7 +1,7 @@
 //! The registers that say what a set of features says.
 
-use xsave_state::header::EXTENDED_OFFSET;
-use xsave_state::tile::Palette;
+use xsave_state::Palette;
+use xsave_state::format::EXTENDED_OFFSET;
 use xsave_state::{ComponentId, XFeatures};
 
 use crate::amx::{AmxFeatures, LEAF_7};

@@ -280,9 +280,12 @@ fn registers(features: &FeatureSet, leaf: u32, subleaf: u32, old: [u32; 4]) -> [
 }
 
 fn layout(features: &FeatureSet) -> Option<Layout> {
+    if !features.xsave.contains(XsaveFeatures::XSAVE) {
+        return None;
+    }
     Layout::from_cpuid(|leaf, subleaf| match leaf {
         0 => [LEAF_XSAVE, 0, 0, 0],
-        LEAF_XSAVE => features.leaf(leaf, subleaf),
+        1 | LEAF_XSAVE => features.leaf(leaf, subleaf),
         _ => [0; 4],
     })
     .ok()
