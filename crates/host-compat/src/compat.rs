@@ -9,8 +9,7 @@
 use cpuid_amx::coherence::{self, Contradiction};
 use cpuid_amx::features::{ComponentShape, Feature, FeatureSet};
 use cpuid_amx::{CpuidTable, Table};
-use xsave_state::relayout::{Allowed, RelayoutError, relayout};
-use xsave_state::{ComponentId, Layout, LayoutError, XFeatures};
+use xsave_state::{ComponentId, Layout, LayoutError, Losses, RelocateError, XFeatures};
 
 use crate::host::{Host, NoKvm, Permission};
 use crate::msrs::{self, FeatureMsrs};
@@ -304,14 +303,13 @@ fn extended_states(guest: &Guest<'_>, host: &Host, there: &FeatureSet, found: &m
         }
     };
     for (vcpu, state) in (0..).zip(guest.states) {
-        match relayout(state, &target, Allowed::NOTHING) {
+        match state.relocate(&target, Losses::empty()) {
             Ok(_) => {
-                let in_use = state.image().xstate_bv();
-                let misfits = state.layout().misfits(&target, in_use);
+                let misfits = state.misfits(&target);
                 let misfits = misfits.map(|misfit| Reason::Misfit { vcpu, misfit });
                 found.reasons.extend(misfits);
             }
-            Err(RelayoutError::Lossy { losses }) => {
+            Err(RelocateError::Lossy { losses }) => {
                 let losses = losses.into_iter();
                 let losses = losses.map(|loss| Reason::Loss { vcpu, loss });
                 found.reasons.extend(losses);

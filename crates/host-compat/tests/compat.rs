@@ -19,7 +19,6 @@ use host_compat::compat::{
 };
 use host_compat::host::{KvmFacts, NoKvm, Permission, Tsc};
 use proptest::prelude::*;
-use xsave_state::relayout::Loss;
 use xsave_state::{ComponentId, ExtendedState, Image, Layout, Misfit, Registers, XFeatures};
 
 const HIDE: Verdict = Verdict::RunsAfter {
@@ -70,11 +69,9 @@ fn vcpu(table: &Table, xcr0: u64, xfd: XFeatures, in_use: XFeatures) -> Extended
         }
     }
     let image = Image::parse(&area, &layout).unwrap().into_owned();
-    let registers = Registers {
-        xcr0: XFeatures::from_bits_retain(xcr0),
-        xfd,
-        xfd_err: XFeatures::empty(),
-    };
+    let registers = Registers::RESET
+        .with_xcr0(XFeatures::from_bits_retain(xcr0))
+        .with_xfd(xfd);
     ExtendedState::new(image, registers).unwrap()
 }
 
@@ -171,9 +168,9 @@ fn a_guest_without_amx_is_not_kept_from_a_host_without() {
     assert!(matches!(
         losses[..],
         [
-            Reason::Loss { vcpu: 1, loss: Loss::Xcr0 { lost, .. } },
-            Reason::Loss { vcpu: 1, loss: Loss::Xfd { .. } },
-        ] if *lost == XFeatures::AMX
+            Reason::Loss { vcpu: 1, loss: Misfit::Xcr0 { xcr0, largest } },
+            Reason::Loss { vcpu: 1, loss: Misfit::Xfd { .. } },
+        ] if *xcr0 - *largest == XFeatures::AMX
     ));
     // Hidden from the beginning, nothing keeps it.
     let hidden = without_amx();
@@ -190,7 +187,7 @@ fn tiles_in_use_are_named() {
     for component in [ComponentId::XTILECFG, ComponentId::XTILEDATA] {
         assert!(there.reasons.contains(&Reason::Loss {
             vcpu: 0,
-            loss: Loss::Missing { component }
+            loss: Misfit::Missing { component }
         }));
     }
 }
@@ -212,7 +209,7 @@ fn a_component_elsewhere_can_be_moved_or_hidden() {
     let in_use = vcpu(&table, 0x2e7, NOTHING, XFeatures::PKRU);
     let initial = vcpu(&table, 0x2e7, NOTHING, NOTHING);
     for state in [in_use.clone(), initial] {
-        let there_running = moved(&table, &[state.clone()], &there);
+        let there_running = moved(&table, std::slice::from_ref(&state), &there);
         assert_eq!(there_running.verdict(), Verdict::No);
         assert_eq!(there_running.remedy(&there_running.reasons[0]), None);
         assert!(matches!(
@@ -293,7 +290,7 @@ fn another_size_or_palette_is_not_helped_by_moving() {
             .any(|reason| matches!(
                 reason,
                 Reason::Loss {
-                    loss: Loss::Palette { .. } | Loss::TileConfig { .. },
+                    loss: Misfit::Palette { .. } | Misfit::TileConfig { .. },
                     ..
                 }
             ))

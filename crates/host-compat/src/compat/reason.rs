@@ -5,8 +5,7 @@ use std::fmt;
 use cpuid_amx::features::{ComponentShape, Feature};
 use cpuid_amx::{Bits, PermissionError};
 use thiserror::Error;
-use xsave_state::relayout::{Loss, RelayoutError};
-use xsave_state::{LayoutError, Misfit};
+use xsave_state::{LayoutError, Misfit, RelocateError};
 
 use crate::host::NoKvm;
 use crate::restrict::RestrictError;
@@ -159,7 +158,7 @@ pub enum Reason {
         /// The vCPU.
         vcpu: u32,
         /// What.
-        loss: Loss,
+        loss: Misfit,
     },
     /// The state of a vCPU cannot be moved. Not known to be possible.
     #[error("vCPU {vcpu}: {error}")]
@@ -167,7 +166,7 @@ pub enum Reason {
         /// The vCPU.
         vcpu: u32,
         /// Why.
-        error: RelayoutError,
+        error: RelocateError,
     },
     /// The host has no area for extended state.
     #[error("the host has no area for extended state: {0}")]

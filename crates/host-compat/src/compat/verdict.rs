@@ -117,7 +117,7 @@ impl fmt::Display for Verdict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Remedy {
-    /// To move the states into the host's layout ([`xsave_state::relayout`]): see
+    /// To move the states into the host's layout ([`xsave_state::ExtendedState::relocate`]): see
     /// [`Guest::with_relayout`](super::Guest::with_relayout), without which it is no remedy.
     Relayout,
     /// To give the guest the CPUID of [`Compatibility::hidden`]: it has not started, or has not
