@@ -6,7 +6,7 @@
 
 use cpuid_amx::Table;
 use thiserror::Error;
-use xsave_state::header::EXTENDED_OFFSET;
+use xsave_state::format::EXTENDED_OFFSET;
 use xsave_state::{ComponentId, Layout, XFeatures};
 
 use crate::bytes;
@@ -186,6 +186,7 @@ pub(crate) fn places(list: &[Place], user: XFeatures) -> Result<Table, NoGuess> 
     }
     let [low, high] = halves(user.bits());
     leaf(0, None, [0x1e, 0, 0, 0]);
+    leaf(1, None, [0, 0, 1 << 26, 0]); // XSAVE
     leaf(0xd, Some(0), [low, end, end, high]);
     // XFD where something has it; the rest of 0DH.1 does not matter here.
     leaf(0xd, Some(1), [if xfd == 0 { 0xf } else { 0x1f }, 0, 0, 0]);

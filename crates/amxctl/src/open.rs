@@ -21,7 +21,7 @@ mod raw;
 pub use error::OpenError;
 
 /// No file that has to be read whole may have more bytes. A Cloud Hypervisor snapshot has about
-/// 35 KB per vCPU, and a container of ours less. Of core dumps only the notes are read.
+/// 35 KB per vCPU, and a state of ours less. Of core dumps only the notes are read.
 pub const MAX_FILE_BYTES: u64 = 1 << 30;
 /// The notes of a core dump may have at most this many bytes.
 pub const MAX_NOTE_BYTES: u64 = 256 << 20;
@@ -34,10 +34,8 @@ const ELF_MAGIC: &[u8] = b"\x7fELF";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
-    /// One state in the format of xsave-state.
+    /// States in the format of xsave-state.
     State,
-    /// A container of such states.
-    Container,
     /// The bytes of KVM_GET_XSAVE2, or of an XSAVE instruction.
     Raw,
     /// state.json of a Cloud Hypervisor snapshot.
@@ -54,7 +52,6 @@ impl Format {
     pub const fn name(self) -> &'static str {
         match self {
             Self::State => "state",
-            Self::Container => "container",
             Self::Raw => "raw",
             Self::CloudHypervisor => "cloud_hypervisor",
             Self::Firecracker => "firecracker",
@@ -67,7 +64,6 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::State => "vmm-amx state",
-            Self::Container => "vmm-amx container",
             Self::Raw => "raw XSAVE area",
             Self::CloudHypervisor => "Cloud Hypervisor snapshot",
             Self::Firecracker => "text of Firecracker's snapshot-editor",
@@ -145,8 +141,7 @@ pub fn open_bytes(bytes: &[u8]) -> Result<Snapshot, OpenError> {
 
 fn parse(format: Format, bytes: &[u8]) -> Result<Snapshot, OpenError> {
     let vcpus = match format {
-        Format::State => own::state(bytes)?,
-        Format::Container => own::container(bytes)?,
+        Format::State => own::parse(bytes)?,
         Format::CloudHypervisor => cloud_hypervisor::parse(bytes)?,
         Format::Firecracker => firecracker::parse(bytes)?,
         Format::Raw | Format::ElfCore => raw::parse(bytes),
@@ -186,9 +181,6 @@ fn recognise(start: &[u8], file_bytes: u64) -> Result<Format, OpenError> {
     let text = start.trim_ascii_start();
     if start.starts_with(&wire::MAGIC) {
         return Ok(Format::State);
-    }
-    if start.starts_with(&wire::CONTAINER_MAGIC) {
-        return Ok(Format::Container);
     }
     if text.starts_with(b"{") {
         return Ok(Format::CloudHypervisor);

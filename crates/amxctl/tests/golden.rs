@@ -187,7 +187,7 @@ fn the_examples_of_every_command_work() {
             String::from_utf8_lossy(&output.stderr).into_owned(),
         )
     };
-    let converted = "amxctl convert snapshot --to container -o vcpus.xvcpus && cp vcpus.xvcpus before.xvcpus && cp vcpus.xvcpus after.xvcpus";
+    let converted = "amxctl convert snapshot --to state -o vcpus.xstate && cp vcpus.xstate before.xstate && cp vcpus.xstate after.xstate";
     assert_eq!(shell(converted), (Some(0), String::new()));
 
     let help = fs::read_to_string(package().join("tests/golden/help.trycmd")).unwrap();

@@ -152,7 +152,7 @@ Examples:
   amxctl compat guest.cpuid node-17.json --json";
 
 const INSPECT: &str = "\
-It opens files and containers of vmm-amx, raw areas of KVM_GET_XSAVE2, the
+It opens states of vmm-amx, raw areas of KVM_GET_XSAVE2, the
 snapshot folder or state.json of Cloud Hypervisor, the text of Firecracker's
 `snapshot-editor info-vmstate vcpu-states`, and core dumps. The contents say
 what it is. It exits with 0 when the file could be read, whatever is in it;
@@ -168,8 +168,8 @@ Like diff(1), it exits with 1 when they differ. What an initial component's
 bytes happen to be does not count, nor where a component lies.
 
 Examples:
-  amxctl diff before.xvcpus after.xvcpus
-  amxctl diff snapshot vcpus.xvcpus --vcpu 0 --all";
+  amxctl diff before.xstate after.xstate
+  amxctl diff snapshot vcpus.xstate --vcpu 0 --all";
 
 const VERIFY: &str = "\
 Each rule that a host depends on is checked first; a state that breaks one is
@@ -179,16 +179,16 @@ not say enough: then it names the option that does.
 
 Examples:
   amxctl verify snapshot --on node-17.json
-  amxctl verify vcpus.xvcpus";
+  amxctl verify vcpus.xstate";
 
 const CONVERT: &str = "\
 What would be lost is refused, and listed with the name by which --allow takes
 it.
 
 Examples:
-  amxctl convert snapshot --to container -o vcpus.xvcpus
-  amxctl convert vcpus.xvcpus --vcpu 0 --to raw -o vcpu0.xsave2
-  amxctl convert snapshot --to container --layout node-17.json -o moved.xvcpus";
+  amxctl convert snapshot --to state -o vcpus.xstate
+  amxctl convert vcpus.xstate --vcpu 0 --to raw -o vcpu0.xsave2
+  amxctl convert snapshot --to state --layout node-17.json -o moved.xstate";
 
 const COMPLETIONS: &str = "\
 Examples:
@@ -346,7 +346,7 @@ pub(crate) struct ConvertArgs {
     /// Lay it out for a guest with this CPUID, as `cpuid -r` prints it, or for the host of this description
     #[arg(long, value_name = "FILE")]
     pub(crate) layout: Option<PathBuf>,
-    /// Let this be lost: a component (XTILEDATA), mxcsr, xcr0, xfd, tile-config, disabled (what IA32_XFD disables), or unsupported (what its CPUID has not); may be repeated
+    /// Let this be lost: content (of components that the target lacks or cannot hold), disabled (what IA32_XFD disables), tile-config, mxcsr, xcr0 or xfd; may be repeated
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) allow: Vec<String>,
     #[command(flatten)]
@@ -356,10 +356,8 @@ pub(crate) struct ConvertArgs {
 /// A format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum To {
-    /// One vCPU: sparse, checksummed, with its registers and layout
+    /// Each vCPU: sparse, checksummed, with its registers and layout
     State,
-    /// All vCPUs, the same in one file
-    Container,
     /// One vCPU: the bytes that KVM_SET_XSAVE takes
     Raw,
 }

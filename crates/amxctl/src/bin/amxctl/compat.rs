@@ -256,7 +256,7 @@ impl Judged {
         if has(Remedy::Relayout) {
             helps.push(
                 "Move the states into the host's layout, with `amxctl convert --layout` or \
-                 xsave_state::relayout. A guest that uses the standard format with places that it has \
+                 xsave_state's ExtendedState::relocate. A guest that uses the standard format with places that it has \
                  read from CPUID goes wrong with that, as Linux does with its signal frames."
                     .to_owned(),
             );
