@@ -17,7 +17,7 @@ use host_compat::Host;
 use host_compat::compat::{
     self, Compatibility, Guest, NotCompared, Reason, Remedy, Usage, Verdict,
 };
-use host_compat::host::{KvmFacts, NoKvm, Permission, Tsc};
+use host_compat::host::{Capabilities, KvmFacts, NoKvm, Permission, Tsc};
 use proptest::prelude::*;
 use xsave_state::relayout::Loss;
 use xsave_state::{ComponentId, ExtendedState, Image, Layout, Misfit, Registers, XFeatures};
@@ -31,8 +31,11 @@ fn sees(table: &Table) -> FeatureSet {
     FeatureSet::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf))
 }
 
+/// A host that is described, so that what is not in its table is not there.
 fn host(table: &Table) -> Host {
-    Host::from_cpuid("there", table.clone())
+    let mut host = Host::from_cpuid("there", table.clone());
+    host.kvm.as_mut().unwrap().capabilities = Some(Capabilities::default());
+    host
 }
 
 /// What KVM gives to guests of this generation: without supervisor components.
@@ -511,6 +514,20 @@ fn supervisor_components_by_ia32_xss() {
         usage(guest.xss(XFeatures::CET_U | XFeatures::CET_S)),
         Some(Usage::Enabled)
     );
+}
+
+/// A dump can have less leaves than there are: what it does not tell is not compared.
+#[test]
+fn leaves_that_a_dump_does_not_have() {
+    let mut table = without_amx();
+    table.set_leaf(0x4000_0001, 0, [1 << 5, 0, 0, 0]).unwrap();
+    table.set_leaf(0x8000_0008, 0, [0x3934, 0, 0, 0]).unwrap();
+    let dump = Host::from_cpuid("dump", without_amx());
+    let found = moved(&table, &[], &dump);
+    assert_eq!(found.verdict(), Verdict::Runs);
+    let said = [0x4000_0001, 0x8000_0008].map(NotCompared::HostLeaf);
+    assert_eq!(found.not_compared[..2], said);
+    assert_eq!(moved(&table, &[], &host(&without_amx())).verdict(), HIDE);
 }
 
 #[test]
