@@ -1,5 +1,9 @@
 //! Situations from the field: each file is one, and siblings are made from it.
-#![allow(clippy::indexing_slicing, clippy::unwrap_used)]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
 
 use std::path::Path;
 
@@ -8,8 +12,9 @@ use host_compat::baseline::ObstacleKind;
 use host_compat::compat::{self, Compatibility, Guest, NotCompared, Reason, Verdict};
 use host_compat::host::{NoKvm, Obstacle, Permission};
 use host_compat::kernel::State;
+use host_compat::update::{self, Lost, Strands};
 use host_compat::{Fleet, Host};
-use xsave_state::{ExtendedState, Layout};
+use xsave_state::{ExtendedState, Layout, XFeatures};
 
 fn text(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/cases");
@@ -254,4 +259,52 @@ fn kvm_that_copies_less_than_its_cpuid_describes() {
             required_bytes: 11_008
         }]
     ));
+}
+
+/// An update gives and takes, and says whom it strands.
+#[test]
+fn an_update_and_whom_it_strands() {
+    let (older, newer) = (host("k612"), host("k618"));
+    let up = update::changes(&older, &newer);
+    assert_eq!((up.lost.len(), up.undescribed), (0, false));
+    assert!(!up.gained.is_empty() && up.kernels.is_some());
+    assert!(
+        up.fixes
+            .iter()
+            .all(|(_, _, after)| *after == State::Present)
+    );
+    let down = update::changes(&newer, &older);
+    assert_eq!(down.gained, []);
+    let strands = |name: &str| {
+        let lost = down
+            .lost
+            .iter()
+            .find(|lost| lost.reason.to_string().contains(name));
+        lost.unwrap().strands
+    };
+    assert_eq!(strands("CET_U"), Strands::Enabled(XFeatures::CET_U));
+    assert_eq!(strands("SHSTK"), Strands::Seen);
+    let same = update::changes(&older, &older);
+    assert_eq!(
+        (same.lost, same.gained, same.fixes, same.kernels),
+        (vec![], vec![], vec![], None)
+    );
+    assert!(update::changes(&older, &host("nokvm")).undescribed);
+    // A component that has moved is lost where it was.
+    let mut moved = older.clone();
+    let cpuid = &mut moved.kvm.as_mut().unwrap().cpuid;
+    let [eax, ebx, ecx, edx] = cpuid.leaf(0xd, 18);
+    cpuid.set_leaf(0xd, 18, [eax, ebx + 64, ecx, edx]).unwrap();
+    cpuid
+        .set_leaf(0xd, 0, [0x602e7, 11_072, 11_072, 0])
+        .unwrap();
+    let moved = update::changes(&older, &moved);
+    assert!(matches!(
+        moved.lost[..],
+        [Lost {
+            reason: Reason::Elsewhere { .. },
+            strands: Strands::Enabled(XFeatures::XTILEDATA)
+        }]
+    ));
+    assert_eq!(moved.gained, []);
 }

@@ -8,6 +8,8 @@
 #[path = "../../cpuid-amx/tests/common/mod.rs"]
 mod common;
 
+use std::slice;
+
 use common::{entries, fixture};
 use cpuid_amx::{
     AmxFeatures, CpuidTable, Feature, FeatureSet, Level, PermissionError, Policy, Table, coherence,
@@ -215,7 +217,7 @@ fn a_component_elsewhere_can_be_moved_or_hidden() {
     let in_use = vcpu(&table, 0x2e7, NOTHING, XFeatures::PKRU);
     let initial = vcpu(&table, 0x2e7, NOTHING, NOTHING);
     for state in [in_use.clone(), initial] {
-        let there_running = moved(&table, &[state.clone()], &there);
+        let there_running = moved(&table, slice::from_ref(&state), &there);
         assert_eq!(there_running.verdict(), Verdict::No);
         assert_eq!(there_running.remedy(&there_running.reasons[0]), None);
         assert!(matches!(
@@ -226,8 +228,8 @@ fn a_component_elsewhere_can_be_moved_or_hidden() {
             }
         ));
         // The same where only its layout is known.
-        let states = [state.clone()];
-        let of_layout = told(compat::check(Guest::from_states(&states), &there));
+        let guest = Guest::from_states(slice::from_ref(&state));
+        let of_layout = told(compat::check(guest, &there));
         assert_eq!(of_layout.verdict(), Verdict::No);
         // For a guest that is known not to do so.
         let states = [state];

@@ -74,7 +74,7 @@ pub(crate) enum Command {
     /// Look into a saved state: components, registers, rules, tiles
     #[command(after_help = INSPECT)]
     Inspect(InspectArgs),
-    /// Say in which registers two saved states differ
+    /// Say in which registers two saved states differ, or what an update did to a host
     #[command(after_help = DIFF)]
     Diff(DiffArgs),
     /// Say whether a saved state can be restored on a host, and refuse what endangers it
@@ -172,10 +172,13 @@ Examples:
 
 const DIFF: &str = "\
 Like diff(1), it exits with 1 when they differ. What an initial component's
-bytes happen to be does not count, nor where a component lies.
+bytes happen to be does not count, nor where a component lies. Of two
+descriptions of a host it says what guests can have no more and what they can
+have now, and which running guests that strands.
 
 Examples:
   amxctl diff before.xvcpus after.xvcpus
+  amxctl diff k618.json k612.json
   amxctl diff snapshot vcpus.xvcpus --vcpu 0 --all";
 
 const VERIFY: &str = "\
