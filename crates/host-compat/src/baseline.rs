@@ -51,7 +51,7 @@ pub const MAX_LOSSES: usize = 256;
 /// let baseline = here.baseline();
 /// assert_eq!(baseline.features.amx.to_string(), "none");
 /// let tile = baseline.losses.iter().find(|loss| loss.feature.to_string() == "AMX-TILE");
-/// assert_eq!(tile.unwrap().taken_by.names, ["node-2"]);
+/// assert_eq!(tile.unwrap().missing_on.names, ["node-2"]);
 /// assert_eq!(baseline.gains[0].without.hosts, 1);
 ///
 /// // The same for the guests of every host.
@@ -69,6 +69,8 @@ pub struct Fleet {
 struct Kind {
     registers: Table,
     obstacle: Option<ObstacleKind>,
+    /// Whether the registers are what guests can be given there.
+    described: bool,
 }
 
 impl Kind {
@@ -76,6 +78,7 @@ impl Kind {
         Self {
             registers: host.guest_features().to_table(),
             obstacle: host.obstacles().first().map(ObstacleKind::from),
+            described: host.is_described(),
         }
     }
 
@@ -90,13 +93,24 @@ struct Tally {
     hosts: u64,
     names: Smallest<MAX_NAMES>,
     processors: Smallest<MAX_PROCESSORS>,
+    kernels: Smallest<MAX_PROCESSORS>,
 }
 
 impl Tally {
+    fn add(&mut self, host: &Host) {
+        self.hosts = self.hosts.saturating_add(1);
+        self.names.insert(&host.name);
+        self.processors.insert(&host.processor.name);
+        if let Some(kernel) = &host.kernel {
+            self.kernels.insert(&kernel.release);
+        }
+    }
+
     fn merge(&mut self, other: Self) {
         self.hosts = self.hosts.saturating_add(other.hosts);
         self.names.extend(other.names);
         self.processors.extend(other.processors);
+        self.kernels.extend(other.kernels);
     }
 }
 
@@ -150,6 +164,8 @@ pub enum ObstacleKind {
     Cpuid,
     /// KVM's CPUID contradicts itself.
     Contradiction,
+    /// KVM copies less than CPUID describes.
+    Area,
 }
 
 impl From<&Obstacle> for ObstacleKind {
@@ -162,6 +178,7 @@ impl From<&Obstacle> for ObstacleKind {
             Obstacle::Guest { .. } => Self::Guest,
             Obstacle::Cpuid(_) => Self::Cpuid,
             Obstacle::Contradiction(_) => Self::Contradiction,
+            Obstacle::Area { .. } => Self::Area,
         }
     }
 }
@@ -182,9 +199,7 @@ impl Fleet {
     /// It would be of one kind too many; nothing has changed.
     pub fn add(&mut self, host: &Host) -> Result<(), TooManyKinds> {
         let tally = self.tally(Kind::of(host))?;
-        tally.hosts = tally.hosts.saturating_add(1);
-        tally.names.insert(&host.name);
-        tally.processors.insert(&host.processor.name);
+        tally.add(host);
         Ok(())
     }
 
@@ -255,6 +270,8 @@ pub struct Hosts {
     pub names: Vec<String>,
     /// The first [`MAX_PROCESSORS`] of their processors.
     pub processors: Vec<String>,
+    /// So many of their kernels' releases.
+    pub kernels: Vec<String>,
     /// What keeps guests from using AMX there, if it is the same on all.
     pub obstacle: Option<ObstacleKind>,
 }
@@ -265,6 +282,7 @@ impl Hosts {
             hosts: tally.hosts,
             names: tally.names.clone().into_names(),
             processors: tally.processors.clone().into_names(),
+            kernels: tally.kernels.clone().into_names(),
             obstacle: kind.obstacle,
         }
     }
@@ -275,10 +293,13 @@ impl Hosts {
 pub struct Baseline {
     /// How many hosts there are.
     pub hosts: u64,
-    /// The largest set that every host supports and that does not contradict itself. Nothing where
-    /// there are no hosts.
+    /// Hosts of which it is not known what they can give to guests: see [`Host::is_described`]. They are
+    /// among `hosts`, and nothing else here counts them.
+    pub undescribed: Vec<Hosts>,
+    /// The largest set that every described host supports and that does not contradict itself. Nothing
+    /// where there are none.
     pub features: FeatureSet,
-    /// Every feature that some host has and the baseline has not, those that the fewest hosts took
+    /// Every feature that some host has and the baseline has not, those that the fewest hosts lack
     /// first.
     pub losses: Vec<Loss>,
     /// Losses beyond [`MAX_LOSSES`].
@@ -303,7 +324,9 @@ pub struct Loss {
     pub feature: Feature,
     /// The hosts that do not support it. None: every host does, but not what it needs in the same
     /// way; see `because`.
-    pub taken_by: Hosts,
+    pub missing_on: Hosts,
+    /// Whether the kernel makes the difference: other hosts with the same processors support it.
+    pub by_kernel: bool,
     /// What it needs, and what hosts have in different ways: one of its components, or a palette.
     pub because: Option<Feature>,
 }

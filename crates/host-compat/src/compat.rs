@@ -8,7 +8,7 @@
 
 use cpuid_amx::coherence::{self, Contradiction};
 use cpuid_amx::features::{ComponentShape, Feature, FeatureSet};
-use cpuid_amx::{CpuidTable, Table};
+use cpuid_amx::{CpuidTable, Policy, Table};
 use xsave_state::{ComponentId, Layout, LayoutError, Losses, RelocateError, XFeatures};
 
 use crate::host::{Host, NoKvm, Permission};
@@ -145,7 +145,18 @@ fn cpuid_of(guest: &Guest<'_>, cpuid: &Table, host: &Host, there: &FeatureSet, f
     found
         .reasons
         .extend(lacking.map(|feature| lacks(feature, there, guest)));
-    for missing in registers::missing(cpuid, &has) {
+    let mut coherent = cpuid.clone();
+    // To expose all that there is never fails.
+    let _ = Policy::expose_all().apply(&mut coherent);
+    let missing = registers::missing(&coherent, &has).into_iter();
+    let (missing, unknown): (Vec<_>, Vec<_>) =
+        missing.partition(|missing| host.tells_leaf(missing.place().leaf));
+    let mut unknown: Vec<u32> = unknown.iter().map(|missing| missing.place().leaf).collect();
+    unknown.dedup();
+    found
+        .not_compared
+        .extend(unknown.into_iter().map(NotCompared::HostLeaf));
+    for missing in missing {
         match missing {
             Missing::Bits(bits) => {
                 for (needs, bits) in bits.by_component() {

@@ -7,9 +7,10 @@
 use thiserror::Error;
 use xsave_state::XFeatures;
 
-use crate::kernel::Kernel;
+use crate::kernel::{Fix, Kernel, State};
 use crate::msrs::FeatureMsrs;
 use cpuid_amx::amx::AmxFeatures;
+use cpuid_amx::coherence::{self, Contradiction};
 use cpuid_amx::features::FeatureSet;
 use cpuid_amx::permission::PermissionError;
 use cpuid_amx::policy::Policy;
@@ -166,6 +167,16 @@ impl Host {
         Some(table)
     }
 
+    /// Whether a leaf that is not in the CPUID of this host reads as zeros. A description has all that
+    /// is not zero; a dump can have less than there is.
+    pub(crate) fn tells_leaf(&self, leaf: u32) -> bool {
+        let is_dump = |kvm: &KvmFacts| kvm.capabilities.is_none();
+        let is_dump =
+            self.permission == Permission::NotAsked && self.kvm.as_ref().is_ok_and(is_dump);
+        let mut entries = self.guest_cpuid().into_iter().flat_map(CpuidTable::entries);
+        !is_dump || entries.any(|entry| entry.leaf == leaf)
+    }
+
     fn policy(&self) -> Policy {
         let everything = Policy::expose_all();
         match self.permission {
@@ -191,6 +202,46 @@ impl Host {
     #[must_use]
     pub fn obstacles(&self) -> Vec<Obstacle> {
         obstacle::find(self)
+    }
+
+    /// Each known fix, and whether this host's kernel has it; none where the kernel is not known.
+    ///
+    /// A kernel that is older than a defect, and has AMX all the same, has it from backports: its
+    /// version says nothing then, and the state is [`State::Unknown`].
+    pub fn fixes(&self) -> impl Iterator<Item = (&'static Fix, State)> {
+        let guests = self.kvm.as_ref().ok().and_then(|kvm| kvm.guest_components);
+        let granted = match self.permission {
+            Permission::Granted(granted) => Some(granted),
+            Permission::NotAsked | Permission::Refused(_) => None,
+        };
+        let masks = [self.components, guests, granted];
+        let in_kernel = masks.into_iter().flatten();
+        let has_amx = self.has_amx() || in_kernel.collect::<XFeatures>().intersects(XFeatures::AMX);
+        let fixes = self.kernel.iter().flat_map(Kernel::fixes);
+        fixes.map(move |(fix, state)| match state {
+            State::NotAffected if has_amx => (fix, State::Unknown),
+            state => (fix, state),
+        })
+    }
+
+    /// Whether this describes what guests can be given here: `false` where KVM could not be asked, the
+    /// permission could not be requested, or CPUID was read before it.
+    #[must_use]
+    pub fn is_described(&self) -> bool {
+        let Ok(kvm) = &self.kvm else {
+            return false;
+        };
+        let answered = match self.permission {
+            Permission::NotAsked | Permission::Granted(_) => true,
+            // These are answers: there is no AMX.
+            Permission::Refused(error) => matches!(
+                error,
+                PermissionError::NotSupported { .. } | PermissionError::KernelTooOld
+            ),
+        };
+        let before =
+            |found: &Contradiction| matches!(found, Contradiction::BeforePermission { .. });
+        answered && !coherence::check(&kvm.cpuid).iter().any(before)
     }
 
     /// Whether the processor has AMX: as the kernel lists it, or as CPUID does in leaf 7, which KVM

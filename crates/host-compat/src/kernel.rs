@@ -48,8 +48,9 @@ impl Kernel {
         }
     }
 
-    /// Each known fix, and whether this kernel has it.
-    pub fn fixes(&self) -> impl Iterator<Item = (&'static Fix, State)> {
+    /// Each known fix, and whether this kernel has it, by its version alone.
+    /// [`Host::fixes`](crate::Host::fixes) knows of backports.
+    pub(crate) fn fixes(&self) -> impl Iterator<Item = (&'static Fix, State)> {
         let upstream = self.upstream;
         FIXES.iter().map(move |fix| {
             let state = upstream.map_or(State::Unknown, |version| fix.state(version));
@@ -62,26 +63,47 @@ impl Kernel {
 fn debian(version: &str) -> Option<Version> {
     let (_, after) = version.split_once("Debian ")?;
     let word = after.split_whitespace().next()?;
-    let (number, _revision) = word.rsplit_once('-')?;
-    let number = number.split_once('~').map_or(number, |(number, _)| number);
-    number.parse().ok()
+    // A revision can have hyphens and tildes of its own: 6.12.9-1~bpo12+1, 7.0~rc4-1~exp1.
+    let (number, _revision) = word.split_once('-')?;
+    match number.split_once('~') {
+        None => number.parse().ok(),
+        Some((number, rest)) => {
+            let mut version: Version = number.parse().ok()?;
+            version.candidate = candidate(rest);
+            Some(version)
+        }
+    }
+}
+
+/// The number of a release candidate behind `rc`: in `rc4`, `-0.rc3.20.fc44`, `-061900rc3-generic`.
+fn candidate(text: &str) -> Option<u16> {
+    let (_, number) = text.split_once("rc")?;
+    let end = number.find(|c: char| !c.is_ascii_digit());
+    number.get(..end.unwrap_or(number.len()))?.parse().ok()
 }
 
 /// The number of a release that counts as upstream does: `6.12.107+deb13-amd64`, `6.18.44`,
-/// `6.19.0-rc3`. A patch level of 0 with something else behind it is a distribution's own count.
+/// `6.19.0-rc3`, `6.19~rc3`, and with a fourth part that counts builds `6.6.51.1-5.azl3`,
+/// `5.15.167.4-microsoft-standard-WSL2`. A patch level of 0 with something else behind it is a
+/// distribution's own count, unless it names a release candidate (`6.19.0-0.rc3.20.fc44`).
 fn upstream(release: &str) -> Option<Version> {
     let end = release
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(release.len());
     let (number, rest) = release.split_at_checked(end)?;
+    let parts = number.split('.').count();
+    let number = match number.rsplit_once('.') {
+        Some((upstream, _build)) if parts == 4 => upstream,
+        _ => number,
+    };
     let mut version: Version = number.parse().ok()?;
-    if let Some(rc) = rest.strip_prefix("-rc") {
-        let digits = rc.find(|c: char| !c.is_ascii_digit()).unwrap_or(rc.len());
-        version.candidate = Some(rc.get(..digits)?.parse().ok()?);
+    if version.patch == 0
+        && let Some(candidate) = candidate(rest)
+    {
+        version.candidate = Some(candidate);
         return Some(version);
     }
-    let three = number.split('.').count() >= 3;
-    (rest.is_empty() || three && version.patch != 0).then_some(version)
+    (rest.is_empty() || parts >= 3 && version.patch != 0).then_some(version)
 }
 
 /// An upstream version: `6.12.67`, `6.19-rc3`.
@@ -179,11 +201,43 @@ impl fmt::Display for State {
     }
 }
 
+/// How bad it is to lack a fix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum Severity {
+    /// A VMM has to know of it, and can do without.
+    Notable,
+    /// A guest, or a program on the host, can find wrong state.
+    State,
+    /// The host can go down.
+    Host,
+}
+
+impl Severity {
+    /// Whether a host needs the fix before it has guests with AMX.
+    #[must_use]
+    pub const fn is_serious(self) -> bool {
+        !matches!(self, Self::Notable)
+    }
+
+    /// Its name for machines.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Notable => "notable",
+            Self::State => "state",
+            Self::Host => "host",
+        }
+    }
+}
+
 /// A fix that guests with AMX need, or that a VMM has to know of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fix {
     /// The CVE, or the upstream commit where there is none.
     pub id: &'static str,
+    /// How bad it is to lack it.
+    pub severity: Severity,
     /// What goes wrong without it.
     pub without: &'static str,
     /// The first kernel with the defect.
@@ -232,6 +286,7 @@ impl Fix {
 pub const FIXES: &[Fix] = &[
     Fix {
         id: "CVE-2026-23005",
+        severity: Severity::Host,
         without: "a guest's WRMSR of IA32_XFD that meets an interrupt, or KVM_SET_XSAVE of a \
                   component that IA32_XFD disables, panics the host; no kernel is protected from \
                   a VMM that disables it only after KVM_SET_XSAVE",
@@ -242,6 +297,7 @@ pub const FIXES: &[Fix] = &[
     },
     Fix {
         id: "CVE-2025-68171",
+        severity: Severity::State,
         without: "IA32_XFD can be stale when a signal is delivered",
         since: (5, 16),
         mainline: (6, 18),
@@ -250,6 +306,7 @@ pub const FIXES: &[Fix] = &[
     },
     Fix {
         id: "3ef0df3f760f",
+        severity: Severity::State,
         without: "a guest's IA32_XFD_ERR is overwritten at a #NM that CR0.TS has caused",
         since: (5, 17),
         mainline: (6, 15),
@@ -258,6 +315,7 @@ pub const FIXES: &[Fix] = &[
     },
     Fix {
         id: "CVE-2024-35801",
+        severity: Severity::Host,
         without: "a processor that was offline can panic the host: its IA32_XFD is not what the \
                   kernel remembers",
         since: (5, 16),
@@ -267,6 +325,7 @@ pub const FIXES: &[Fix] = &[
     },
     Fix {
         id: "8647c52e9504",
+        severity: Severity::Notable,
         without: "KVM_GET_XSAVE2 reports components that the guest does not have, or KVM_SET_XSAVE \
                   refuses such an area: sanitize states from here with the guest's components",
         since: (5, 17),
@@ -308,8 +367,27 @@ mod tests {
                 "7.0-amd64",
                 "#1 SMP PREEMPT_DYNAMIC Debian 7.0~rc4-1~exp1 (2026-03-09)",
                 None,
-                Some("7.0"),
+                Some("7.0-rc4"),
             ),
+            (
+                "6.12.9+bpo-amd64",
+                "#1 SMP PREEMPT_DYNAMIC Debian 6.12.9-1~bpo12+1 (2025-01-19)",
+                None,
+                Some("6.12.9"),
+            ),
+            ("6.19~rc3", plain, None, Some("6.19-rc3")),
+            // Fedora, and Ubuntu's builds of candidates
+            ("6.19.0-0.rc3.20.fc44.x86_64", plain, None, Some("6.19-rc3")),
+            ("6.19.0-061900rc3-generic", plain, None, Some("6.19-rc3")),
+            // Azure Linux and WSL count builds in a fourth part.
+            ("6.6.51.1-5.azl3", plain, None, Some("6.6.51")),
+            (
+                "5.15.167.4-microsoft-standard-WSL2",
+                plain,
+                None,
+                Some("5.15.167"),
+            ),
+            ("6.6.0.1-5.azl3", plain, None, None),
             // Ubuntu, with and without the signature
             (
                 "6.8.0-45-generic",

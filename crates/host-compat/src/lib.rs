@@ -17,6 +17,7 @@
 //! | [`compat`] | whether a guest runs on a host, or every reason why not |
 //! | [`baseline`] | what a fleet shares, and which hosts lack what |
 //! | [`restrict()`] | what a guest may see that is to run on several hosts |
+//! | [`update`] | what an update did to a host, and which running guests it would strand |
 //! | `probe` | describes the machine that is here (feature `kvm`) |
 
 pub mod baseline;
@@ -29,6 +30,8 @@ mod msrs;
 mod probe;
 mod registers;
 mod restrict;
+
+pub mod update;
 
 pub use baseline::{Baseline, Fleet};
 pub use compat::{Compatibility, Guest, Verdict};

@@ -169,6 +169,14 @@ pub(crate) enum Missing {
     },
 }
 
+impl Missing {
+    pub(crate) const fn place(&self) -> &Bits {
+        match self {
+            Self::Bits(place) | Self::Number { place, .. } => place,
+        }
+    }
+}
+
 /// What a guest that sees `sees` lacks on a host whose guests have `has`: features, and numbers that
 /// are smaller there.
 pub(crate) fn missing(sees: &impl CpuidTable, has: &impl CpuidTable) -> Vec<Missing> {

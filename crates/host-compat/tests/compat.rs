@@ -8,6 +8,8 @@
 #[path = "../../cpuid-amx/tests/common/mod.rs"]
 mod common;
 
+use std::slice;
+
 use common::{entries, fixture};
 use cpuid_amx::{
     AmxFeatures, CpuidTable, Feature, FeatureSet, Level, PermissionError, Policy, Table, coherence,
@@ -17,7 +19,7 @@ use host_compat::Host;
 use host_compat::compat::{
     self, Compatibility, Guest, NotCompared, Reason, Remedy, Usage, Verdict,
 };
-use host_compat::host::{KvmFacts, NoKvm, Permission, Tsc};
+use host_compat::host::{Capabilities, KvmFacts, NoKvm, Permission, Tsc};
 use proptest::prelude::*;
 use xsave_state::{ComponentId, ExtendedState, Image, Layout, Misfit, Registers, XFeatures};
 
@@ -30,8 +32,11 @@ fn sees(table: &Table) -> FeatureSet {
     FeatureSet::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf))
 }
 
+/// A host that is described, so that what is not in its table is not there.
 fn host(table: &Table) -> Host {
-    Host::from_cpuid("there", table.clone())
+    let mut host = Host::from_cpuid("there", table.clone());
+    host.kvm.as_mut().unwrap().capabilities = Some(Capabilities::default());
+    host
 }
 
 /// What KVM gives to guests of this generation: without supervisor components.
@@ -209,7 +214,7 @@ fn a_component_elsewhere_can_be_moved_or_hidden() {
     let in_use = vcpu(&table, 0x2e7, NOTHING, XFeatures::PKRU);
     let initial = vcpu(&table, 0x2e7, NOTHING, NOTHING);
     for state in [in_use.clone(), initial] {
-        let there_running = moved(&table, std::slice::from_ref(&state), &there);
+        let there_running = moved(&table, slice::from_ref(&state), &there);
         assert_eq!(there_running.verdict(), Verdict::No);
         assert_eq!(there_running.remedy(&there_running.reasons[0]), None);
         assert!(matches!(
@@ -220,8 +225,8 @@ fn a_component_elsewhere_can_be_moved_or_hidden() {
             }
         ));
         // The same where only its layout is known.
-        let states = [state.clone()];
-        let of_layout = told(compat::check(Guest::from_states(&states), &there));
+        let guest = Guest::from_states(slice::from_ref(&state));
+        let of_layout = told(compat::check(guest, &there));
         assert_eq!(of_layout.verdict(), Verdict::No);
         // For a guest that is known not to do so.
         let states = [state];
@@ -508,6 +513,20 @@ fn supervisor_components_by_ia32_xss() {
         usage(guest.xss(XFeatures::CET_U | XFeatures::CET_S)),
         Some(Usage::Enabled)
     );
+}
+
+/// A dump can have less leaves than there are: what it does not tell is not compared.
+#[test]
+fn leaves_that_a_dump_does_not_have() {
+    let mut table = without_amx();
+    table.set_leaf(0x4000_0001, 0, [1 << 5, 0, 0, 0]).unwrap();
+    table.set_leaf(0x8000_0008, 0, [0x3934, 0, 0, 0]).unwrap();
+    let dump = Host::from_cpuid("dump", without_amx());
+    let found = moved(&table, &[], &dump);
+    assert_eq!(found.verdict(), Verdict::Runs);
+    let said = [0x4000_0001, 0x8000_0008].map(NotCompared::HostLeaf);
+    assert_eq!(found.not_compared[..2], said);
+    assert_eq!(moved(&table, &[], &host(&without_amx())).verdict(), HIDE);
 }
 
 #[test]

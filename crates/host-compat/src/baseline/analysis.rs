@@ -1,6 +1,6 @@
 //! From a tally to a baseline: the intersection of all kinds, and who keeps it from being larger.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use xsave_state::{ComponentId, XFeatures};
 
@@ -8,13 +8,18 @@ use crate::baseline::{Baseline, Fleet, Gain, Hosts, Kind, Loss, MAX_LOSSES, Tall
 use cpuid_amx::features::{Feature, FeatureSet};
 
 pub(super) fn baseline(fleet: &Fleet) -> Baseline {
-    let kinds: Vec<(&Kind, &Tally)> = fleet.kinds.iter().collect();
+    let (kinds, undescribed): (Vec<_>, Vec<_>) =
+        fleet.kinds.iter().partition(|(kind, _)| kind.described);
     let sets: Vec<FeatureSet> = kinds.iter().map(|(kind, _)| kind.features()).collect();
     let common = intersection(&sets);
     let features = common.clone().closed();
     let (losses, more_losses) = losses(&kinds, &sets, &common, &features);
     Baseline {
         hosts: fleet.hosts(),
+        undescribed: undescribed
+            .into_iter()
+            .map(|(kind, tally)| Hosts::of(kind, tally))
+            .collect(),
         losses,
         more_losses,
         gains: gains(&kinds, &sets, &common, &features),
@@ -52,25 +57,47 @@ fn losses(
         .into_iter()
         .take(MAX_LOSSES)
         .map(|(feature, _)| {
-            let takers = kinds
-                .iter()
-                .zip(sets)
-                .filter(|(_, set)| !set.supports(&feature))
-                .map(|(kind, _)| *kind);
-            let taken_by = together(takers);
-            let because = if taken_by.hosts == 0 {
+            let having = |has: bool| {
+                let all = kinds.iter().zip(sets);
+                let own = all.filter(move |(_, set)| set.supports(&feature) == has);
+                own.map(|(kind, _)| *kind)
+            };
+            let missing_on = together(having(false));
+            let because = if missing_on.hosts == 0 {
                 because(&feature, sets, common)
             } else {
                 None
             };
             Loss {
+                by_kernel: by_kernel(having(false), having(true)),
                 feature,
-                taken_by,
+                missing_on,
                 because,
             }
         })
         .collect();
     (losses, more)
+}
+
+/// Whether hosts with and without something have the same processors, and different kernels.
+fn by_kernel<'a>(
+    without: impl Iterator<Item = (&'a Kind, &'a Tally)>,
+    with: impl Iterator<Item = (&'a Kind, &'a Tally)>,
+) -> bool {
+    let names = |tallies: Vec<&Tally>,
+                 of: fn(&Tally) -> &BTreeSet<Box<str>>|
+     -> BTreeSet<Box<str>> { tallies.into_iter().flat_map(of).cloned().collect() };
+    let (without, with): (Vec<_>, Vec<_>) = (
+        without.map(|(_, tally)| tally).collect(),
+        with.map(|(_, tally)| tally).collect(),
+    );
+    let processors = |tallies: &[&Tally]| names(tallies.to_vec(), |tally| &tally.processors.0);
+    let kernels = |tallies: &[&Tally]| names(tallies.to_vec(), |tally| &tally.kernels.0);
+    let own = processors(&without);
+    !own.is_empty()
+        && own.is_subset(&processors(&with))
+        && !kernels(&without).is_empty()
+        && kernels(&without).is_disjoint(&kernels(&with))
 }
 
 /// Hosts of several kinds as one.
@@ -87,6 +114,7 @@ fn together<'a>(kinds: impl Iterator<Item = (&'a Kind, &'a Tally)>) -> Hosts {
         hosts: sum.hosts,
         names: sum.names.into_names(),
         processors: sum.processors.into_names(),
+        kernels: sum.kernels.into_names(),
         obstacle: match obstacles[..] {
             [obstacle] => obstacle,
             _ => None,

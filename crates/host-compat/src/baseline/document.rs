@@ -13,8 +13,8 @@ use crate::document::{self, EntryDocument, entries, table, text};
 
 /// What `format` says in every tally.
 pub const FORMAT: &str = "amx-fleet";
-/// What `version` says: the only version that there is.
-pub const VERSION: u32 = 1;
+/// What `version` says: the only version that is read.
+pub const VERSION: u32 = 2;
 
 /// The kind of document.
 struct Part;
@@ -39,6 +39,8 @@ struct KindDocument<'a> {
     hosts: u64,
     names: Vec<Cow<'a, str>>,
     processors: Vec<Cow<'a, str>>,
+    kernels: Vec<Cow<'a, str>>,
+    described: bool,
     obstacle: Option<ObstacleKind>,
     cpuid: Vec<EntryDocument>,
 }
@@ -47,18 +49,10 @@ impl Serialize for Fleet {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let kinds = self.kinds.iter().map(|(kind, tally)| KindDocument {
             hosts: tally.hosts,
-            names: tally
-                .names
-                .0
-                .iter()
-                .map(|name| Cow::Borrowed(&**name))
-                .collect(),
-            processors: tally
-                .processors
-                .0
-                .iter()
-                .map(|name| Cow::Borrowed(&**name))
-                .collect(),
+            names: borrowed(&tally.names),
+            processors: borrowed(&tally.processors),
+            kernels: borrowed(&tally.kernels),
+            described: kind.described,
             obstacle: kind.obstacle,
             cpuid: entries(&kind.registers),
         });
@@ -100,6 +94,7 @@ impl KindDocument<'_> {
         let kind = Kind {
             registers: table("cpuid", self.cpuid).map_err(|error| format!("{error}"))?,
             obstacle: self.obstacle,
+            described: self.described,
         };
         let features = kind.features();
         if !features.is_closed() || features.to_table() != kind.registers {
@@ -114,9 +109,14 @@ impl KindDocument<'_> {
                 hosts: self.hosts,
                 names: smallest("names", self.names)?,
                 processors: smallest("processors", self.processors)?,
+                kernels: smallest("kernels", self.kernels)?,
             },
         ))
     }
+}
+
+fn borrowed<const LIMIT: usize>(texts: &Smallest<LIMIT>) -> Vec<Cow<'_, str>> {
+    texts.0.iter().map(|text| Cow::Borrowed(&**text)).collect()
 }
 
 fn smallest<const LIMIT: usize>(

@@ -83,12 +83,8 @@ impl Lines {
         let kind = Kind::of(&host);
         // The kind counts from now on, its hosts at the end.
         self.fleet.tally(kind.clone())?;
-        let mut tally = Tally {
-            hosts: 1,
-            ..Tally::default()
-        };
-        tally.names.insert(&host.name);
-        tally.processors.insert(&host.processor.name);
+        let mut tally = Tally::default();
+        tally.add(&host);
         self.known
             .entry(rest.len())
             .or_default()

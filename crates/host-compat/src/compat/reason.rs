@@ -54,7 +54,7 @@ pub enum Reason {
     #[error("{0}")]
     NoKvm(NoKvm),
     /// The processor is another company's.
-    #[error("the guest's processor is from {guest:?}, the host's from {host:?}")]
+    #[error("the guest's processor is from {guest}, the host's from {host}")]
     Vendor {
         /// What the guest sees.
         guest: String,
@@ -219,6 +219,9 @@ pub enum NotCompared {
     /// An MSR of the host.
     #[error("{0}: the host's description does not have it")]
     HostMsr(&'static str),
+    /// A leaf of the host, of which there is only a dump of CPUID without it.
+    #[error("CPUID.{0:X}H: the host's dump does not have it")]
+    HostLeaf(u32),
     /// The frequency of the guest's TSC.
     #[error("the frequency of the TSC: the guest's is not known")]
     GuestTsc,

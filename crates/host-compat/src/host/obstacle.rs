@@ -1,7 +1,7 @@
 //! What keeps guests from using AMX on a host.
 
 use thiserror::Error;
-use xsave_state::XFeatures;
+use xsave_state::{Layout, XFeatures};
 
 use crate::host::{Host, NoKvm, Permission};
 use cpuid_amx::amx::{Amx, Unusable};
@@ -49,6 +49,18 @@ pub enum Obstacle {
     /// The CPUID of such a guest contradicts itself.
     #[error("what KVM supports contradicts itself, a policy makes it coherent: {0}")]
     Contradiction(Contradiction),
+    /// KVM copies less than the area of a guest with all that it supports.
+    #[error(
+        "KVM copies {copied_bytes} bytes of the extended state (KVM_CAP_XSAVE2), and its own CPUID \
+         describes {required_bytes}: the description and the kernel do not belong together, describe \
+         the host again"
+    )]
+    Area {
+        /// KVM_CAP_XSAVE2.
+        copied_bytes: u32,
+        /// What CPUID.0DH describes.
+        required_bytes: usize,
+    },
 }
 
 pub(super) fn find(host: &Host) -> Vec<Obstacle> {
@@ -84,16 +96,28 @@ pub(super) fn find(host: &Host) -> Vec<Obstacle> {
         return found;
     };
     let amx = Amx::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
+    let contradictions = coherence::check(table)
+        .into_iter()
+        .filter(|contradiction| !contradiction.is_recomputed_by_kvm());
+    let before = |found: &Contradiction| matches!(found, Contradiction::BeforePermission { .. });
     match amx.usable() {
         // Said already, with its reason.
         Err(_) if !found.is_empty() => {}
-        Err(unusable) => found.push(Obstacle::Cpuid(unusable)),
-        Ok(()) => found.extend(
-            coherence::check(table)
-                .into_iter()
-                .filter(|contradiction| !contradiction.is_recomputed_by_kvm())
-                .map(Obstacle::Contradiction),
-        ),
+        Err(unusable) => {
+            let cause = contradictions.into_iter().find(before);
+            found.push(cause.map_or(Obstacle::Cpuid(unusable), Obstacle::Contradiction));
+        }
+        Ok(()) => found.extend(contradictions.map(Obstacle::Contradiction)),
+    }
+    let copied = kvm.capabilities.as_ref().map(|kvm| kvm.xsave2);
+    let layout = Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
+    if let (Some(copied_bytes), Ok(layout)) = (copied.filter(|&bytes| bytes != 0), layout)
+        && usize::try_from(copied_bytes).unwrap_or(usize::MAX) < layout.standard_size()
+    {
+        found.push(Obstacle::Area {
+            copied_bytes,
+            required_bytes: layout.standard_size(),
+        });
     }
     found
 }
@@ -164,7 +188,14 @@ mod tests {
         });
         assert!(matches!(
             no_components[..],
-            [Obstacle::Cpuid(Unusable::NoComponents { .. })]
+            [Obstacle::Contradiction(
+                Contradiction::BeforePermission { .. }
+            )]
+        ));
+        let no_palette = with(|host| cpuid(host).set_leaf(0x1d, 0, [0; 4]).unwrap());
+        assert!(matches!(
+            no_palette[..],
+            [Obstacle::Cpuid(Unusable::NoPalette { .. })]
         ));
         let contradiction = with(|host| {
             cpuid(host).set_leaf(0x1e, 0, [0; 4]).unwrap();

@@ -13,7 +13,8 @@ Exit codes:
   0  yes: the host is ready, the states are the same, the state can be restored
   1  no: it is not, they differ, it cannot
   2  trouble: a file that cannot be read, an option that does not exist
-  3  check: ready, but a known fix is missing, or not known to be there
+  3  yes, but: check: a known fix is missing, or not known to be there; compat:
+     something must be hidden first; baseline: hosts are undescribed
   4  cannot be judged: too little is known, and the answer names the option that helps";
 
 /// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
@@ -61,7 +62,7 @@ pub(crate) enum Command {
     /// Describe this host as JSON, for the other commands and other machines
     #[command(after_help = DESCRIBE)]
     Describe(DescribeArgs),
-    /// Say what a fleet shares, which hosts take what, and what it would gain without
+    /// Say what a fleet shares, which hosts lack what, and what it would gain without them
     #[command(after_help = BASELINE)]
     Baseline(BaselineArgs),
     /// Put parts of a fleet together that `baseline --tally` wrote
@@ -73,7 +74,7 @@ pub(crate) enum Command {
     /// Look into a saved state: components, registers, rules, tiles
     #[command(after_help = INSPECT)]
     Inspect(InspectArgs),
-    /// Say in which registers two saved states differ
+    /// Say in which registers two saved states differ, or what an update did to a host
     #[command(after_help = DIFF)]
     Diff(DiffArgs),
     /// Say whether a saved state can be restored on a host, and refuse what endangers it
@@ -105,12 +106,15 @@ impl Command {
 }
 
 const CHECK: &str = "\
-It exits with 0 when the host is ready, with 3 when it is but for a known fix,
-and with 1 when it is not. No root is needed where the user may open /dev/kvm.
+It exits with 0 when the host is ready, with 3 when a serious fix is missing or
+not known to be there (--ignore accepts one), and with 1 when it is not ready.
+Of a fleet the worst host decides. No root is needed where the user may open
+/dev/kvm.
 
 Examples:
   amxctl check
-  amxctl check --host node-17.json
+  amxctl check --host node-17.json --ignore 3ef0df3f760f
+  amxctl check --host fleet.jsonl
   ssh node-17 amxctl describe | amxctl check --host - --json";
 
 const DESCRIBE: &str = "\
@@ -126,7 +130,9 @@ Examples:
 const BASELINE: &str = "\
 It reads descriptions as `amxctl describe` writes them, one a line, in a
 stream: a million hosts take seconds and no more memory than their kinds.
-With --tally it prints a part, for `amxctl merge`.
+With --tally it prints a part, for `amxctl merge`. A host whose KVM or permission
+could not be asked takes nothing away: it is listed as undescribed, and the exit
+code is 3 unless --skip-undescribed is given.
 
 Examples:
   amxctl baseline fleet.jsonl
@@ -141,10 +147,11 @@ Examples:
   amxctl merge --tally rack-1.tally rack-2.tally > fleet.tally";
 
 const COMPAT: &str = "\
-A guest that has not started exits with 0 when it runs on B, be it with
-something hidden from it. A guest that ran must run as it is: if it does not,
-the exit code is 1. What a saved state does not say is guessed and said to be a
-guess; where too little is known, it exits with 4 and names what is missing.
+It exits with 0 when the guest of A runs on B as it is. It exits with 3 when the
+guest has not started, and runs on B once something is hidden from it, and with
+1 when it does not run as it is. What a saved state does not say is guessed and
+said to be a guess; where too little is known, it exits with 4 and names what is
+missing.
 
 Examples:
   amxctl compat node-17.json icelake.json
@@ -165,10 +172,13 @@ Examples:
 
 const DIFF: &str = "\
 Like diff(1), it exits with 1 when they differ. What an initial component's
-bytes happen to be does not count, nor where a component lies.
+bytes happen to be does not count, nor where a component lies. Of two
+descriptions of a host it says what guests can have no more and what they can
+have now, and which running guests that strands.
 
 Examples:
   amxctl diff before.xstate after.xstate
+  amxctl diff k618.json k612.json
   amxctl diff snapshot vcpus.xstate --vcpu 0 --all";
 
 const VERIFY: &str = "\
@@ -231,9 +241,12 @@ impl GivenArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// The host that this file describes, and not this one; `-` is standard input
+    /// The host that this file describes, or the fleet with one description a line, and not this host; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) host: Option<PathBuf>,
+    /// Do without this fix, by its CVE or commit; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) ignore: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -259,6 +272,9 @@ pub(crate) struct BaselineArgs {
     /// Leave out lines that are no description, and count them
     #[arg(long)]
     pub(crate) skip_broken: bool,
+    /// Exit with 0 although KVM or the permission could not be asked on some hosts; they are listed all the same
+    #[arg(long)]
+    pub(crate) skip_undescribed: bool,
 }
 
 #[derive(Debug, Args)]
@@ -266,6 +282,9 @@ pub(crate) struct MergeArgs {
     /// Tallies
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,
+    /// Exit with 0 although KVM or the permission could not be asked on some hosts; they are listed all the same
+    #[arg(long)]
+    pub(crate) skip_undescribed: bool,
     /// Print the tally of all, and not the baseline
     #[arg(long)]
     pub(crate) tally: bool,

@@ -82,8 +82,8 @@ pub(crate) fn run(args: &CompatArgs, json: bool) -> anyhow::Result<Outcome> {
         text,
         answer: match (&guest, judged.map(|judged| judged.verdict)) {
             (_, Some(Verdict::Runs)) => Answer::Yes,
-            // A guest that has not started can be given less.
-            (Source::Host(_), Some(Verdict::RunsAfter { .. })) => Answer::Yes,
+            // A guest that has not started can be given less, and must be.
+            (Source::Host(_), Some(Verdict::RunsAfter { .. })) => Answer::Warning,
             (_, None | Some(Verdict::Unknown)) => Answer::Unknown,
             _ => Answer::No,
         },

@@ -16,6 +16,8 @@ use crate::{load, screen};
 
 /// A description has about 8 KB, text with CPUID about 5 KB per processor.
 const MAX_BYTES: u64 = 16 << 20;
+/// Of a fleet of about 30,000 hosts.
+const MAX_FLEET_BYTES: u64 = 256 << 20;
 /// Of a saved state that comes through a pipe.
 const MAX_PIPE_BYTES: u64 = 256 << 20;
 
@@ -33,6 +35,30 @@ pub(crate) fn this_or(path: Option<&Path>) -> anyhow::Result<Host> {
 /// The host that a file describes, or a host of which there is only CPUID.
 pub(crate) fn host(path: &Path) -> anyhow::Result<Host> {
     parse(path, &text(path, MAX_BYTES)?)
+}
+
+/// The hosts of a file with several descriptions, one a line; `None` where it describes one host, or
+/// comes through a pipe that can be read only once.
+pub(crate) fn fleet(path: &Path) -> anyhow::Result<Option<Vec<Host>>> {
+    if !path.is_file() {
+        return Ok(None);
+    }
+    let text = text(path, MAX_FLEET_BYTES)?;
+    let lines: Vec<&str> = text
+        .lines()
+        .filter(|line| !line.trim().is_empty())
+        .collect();
+    // One description can have many lines, and each of a fleet's is one.
+    let is_whole = |line: &&&str| line.starts_with('{') && line.trim_end().ends_with('}');
+    if lines.len() < 2 || lines.iter().filter(is_whole).count() < lines.len() {
+        return Ok(None);
+    }
+    let hosts = lines.iter().zip(1..).map(|(line, number): (_, usize)| {
+        let host: Host = serde_json::from_str(line)
+            .with_context(|| format!("{}, line {number}", path.display()))?;
+        Ok(plain(host))
+    });
+    hosts.collect::<anyhow::Result<_>>().map(Some)
 }
 
 /// CPUID of a guest: as `cpuid -r` prints it, or all that the host of a description gives to one.
