@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use xsave_state::layout::MAX_AREA_BYTES;
 use xsave_state::wire;
 
+use crate::bytes;
 use crate::vcpu::Vcpu;
 
 mod cloud_hypervisor;
@@ -144,7 +145,7 @@ fn parse(format: Format, bytes: &[u8]) -> Result<Snapshot, OpenError> {
         Format::State => own::parse(bytes)?,
         Format::CloudHypervisor => cloud_hypervisor::parse(bytes)?,
         Format::Firecracker => firecracker::parse(bytes)?,
-        Format::Raw | Format::ElfCore => raw::parse(bytes),
+        Format::Raw | Format::ElfCore => raw::parse(bytes)?,
     };
     let file_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     not_empty(format, file_bytes, vcpus)
@@ -216,14 +217,14 @@ fn largest_area() -> u64 {
 
 /// Files that people try, what they are and what to do with them.
 fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
-    // Its magic number, 0x0710198486640000, behind a byte of bitcode.
-    let firecracker = b"\0\0\0\x64\x86\x84\x19\x10\x07";
-    let known: [(&[u8], &str, &str); 6] = [
-        (
-            firecracker,
+    if is_firecracker(start) {
+        return Some((
             "a Firecracker vmstate, which does not describe itself",
-            "run Firecracker's `snapshot-editor info-vmstate vcpu-states` and open what it prints",
-        ),
+            "run the `snapshot-editor info-vmstate vcpu-states` of the Firecracker that wrote it, \
+             and open what it prints",
+        ));
+    }
+    let known: [(&[u8], &str, &str); 5] = [
         (
             b"QEVM",
             "a QEMU migration stream",
@@ -242,6 +243,18 @@ fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
         .into_iter()
         .find(|(magic, ..)| start.starts_with(magic))
         .map(|(_, what, instead)| (what, instead))
+}
+
+/// Its magic number, little endian: 0x07101984, the architecture and a version. It is at byte 0, and
+/// behind a byte of bitcode since Firecracker 1.12.
+fn is_firecracker(start: &[u8]) -> bool {
+    const MAGIC: [u8; 4] = [0x84, 0x19, 0x10, 0x07];
+    const ARCHITECTURES: [[u8; 2]; 2] = [[0x64, 0x86], [0xaa, 0xaa]];
+    (0..=1).any(|at| {
+        let number: [u8; 8] = bytes::array(start, at);
+        let [_, _, architecture @ .., a, b, c, d] = number;
+        [a, b, c, d] == MAGIC && ARCHITECTURES.contains(&architecture)
+    })
 }
 
 /// Reads what there is behind the `start` that has been read: `most` bytes in all, and one more where

@@ -48,6 +48,17 @@ pub enum OpenError {
         /// Length in bytes.
         file_bytes: u64,
     },
+    /// None of the formats, and no raw area although it could be by its length.
+    #[error(
+        "unknown format: it begins like none that is known here, and its {file_bytes} bytes are no \
+         raw area: MXCSR, bytes 24 to 27, would be {mxcsr:#x}, which no processor writes"
+    )]
+    NotAnArea {
+        /// Length in bytes.
+        file_bytes: usize,
+        /// Bytes 24 to 27.
+        mxcsr: u32,
+    },
     /// A state of ours that is damaged.
     #[error("not a valid state: {0}")]
     State(Unreadable),
