@@ -224,7 +224,20 @@ fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
              and open what it prints",
         ));
     }
-    let known: [(&[u8], &str, &str); 5] = [
+    let libvirt = (
+        "a save file of libvirt, with a QEMU migration stream in it",
+        "libvirt's own `virsh save-image-dumpxml` shows the guest's CPU; its registers are not opened",
+    );
+    let kdump = (
+        "a kdump of a guest's memory, compressed",
+        "it has no XSAVE areas; take a snapshot, or a core dump of the process",
+    );
+    let known: [(&[u8], &str, &str); 10] = [
+        (b"LibvirtQemudSave", libvirt.0, libvirt.1),
+        (b"LibvirtQemudPart", libvirt.0, libvirt.1),
+        (b"KDUMP   ", kdump.0, kdump.1),
+        (b"DISKDUMP", kdump.0, kdump.1),
+        (b"makedumpfile", kdump.0, kdump.1),
         (
             b"QEVM",
             "a QEMU migration stream",

@@ -241,6 +241,17 @@ fn broken_files_are_named_with_the_byte() {
             "this is a QEMU migration stream",
         ),
         (
+            b"LibvirtQemudSave\x02\0\0\0".to_vec(),
+            "this is a save file of libvirt",
+        ),
+        (
+            b"LibvirtQemudPart\x02\0\0\0".to_vec(),
+            "this is a save file of libvirt",
+        ),
+        (b"KDUMP   \x06\0\0\0".to_vec(), "this is a kdump"),
+        (b"DISKDUMP\x06\0\0\0".to_vec(), "this is a kdump"),
+        (b"makedumpfile\0\0\0\0".to_vec(), "this is a kdump"),
+        (
             b"\x19\x43\x56\x54\x47\x38\x05\x55".to_vec(),
             "this is an image of CRIU",
         ),
