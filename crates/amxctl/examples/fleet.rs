@@ -5,7 +5,8 @@
 
 use std::io::{self, BufWriter, Write};
 
-use cpuid_amx::{CpuidTable, Host, Table};
+use cpuid_amx::{CpuidTable, Table};
+use host_compat::Host;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut numbers = std::env::args().skip(1).map(|text| text.parse::<u64>());

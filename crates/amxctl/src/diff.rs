@@ -1,6 +1,6 @@
 //! In which registers and components two states differ, wherever each has them in memory.
 
-use xsave_state::legacy::{INITIAL_FCW, INITIAL_MXCSR};
+use xsave_state::format::{INITIAL_FCW, INITIAL_MXCSR};
 use xsave_state::{ComponentId, XFeatures};
 
 use crate::bytes;

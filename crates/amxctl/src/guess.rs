@@ -2,11 +2,12 @@
 //!
 //! Offsets come from CPUID. A raw dump has none; but all server processors so far have one of two
 //! layouts, and Linux writes to bytes 464 to 471 which components it saved (KVM: those of its host;
-//! a core dump: those of the process). A guess is said to be one, wherever it is used.
+//! a core dump: those of the process). A guess is said to be one, wherever it is used, and nothing is
+//! guessed of an area whose length no such layout has: it may have been cut.
 
 use cpuid_amx::Table;
 use thiserror::Error;
-use xsave_state::header::EXTENDED_OFFSET;
+use xsave_state::format::EXTENDED_OFFSET;
 use xsave_state::{ComponentId, Layout, XFeatures};
 
 use crate::bytes;
@@ -36,6 +37,15 @@ pub enum NoGuess {
         /// What the area seems to have.
         components: XFeatures,
     },
+    /// No known layout ends there: the area may have been cut.
+    #[error(
+        "the area has {actual_bytes} bytes; no layout known here with its components has that \
+         length, nor is it the {KVM_BYTES} bytes of KVM_GET_XSAVE"
+    )]
+    Length {
+        /// What is there.
+        actual_bytes: usize,
+    },
     /// There is not even a header.
     #[error("the area has {actual_bytes} bytes; legacy region and header need {EXTENDED_OFFSET}")]
     TooShort {
@@ -43,6 +53,11 @@ pub enum NoGuess {
         actual_bytes: usize,
     },
 }
+
+/// Of KVM_GET_XSAVE, and the least of KVM_GET_XSAVE2.
+const KVM_BYTES: usize = 4096;
+/// Bit 63 of XCOMP_BV: the area has the compacted format.
+const COMPACTED: u64 = 1 << 63;
 
 /// A component's number, size in bytes, offset in bytes and CPUID.(EAX=0DH,ECX=n):ECX.
 type Place = (u8, u32, u32, u32);
@@ -83,41 +98,49 @@ pub fn layout(area: &[u8]) -> Result<Guess, NoGuess> {
     }
     let stated = XFeatures::from_bits_retain(bytes::u64_at(area, 464));
     let in_use = XFeatures::from_bits_retain(bytes::u64_at(area, 512));
+    let xcomp_bv = bytes::u64_at(area, 520);
+    let is_compacted = xcomp_bv & COMPACTED != 0;
+    let placed = XFeatures::from_bits_retain(xcomp_bv & !COMPACTED);
     // Zero, or no bitmap of components: whoever wrote it did not mean Linux's.
-    let plausible = stated.contains(XFeatures::LEGACY) && stated.bits() >> 20 == 0;
-    let user = if plausible {
-        stated
-    } else {
-        in_use | XFeatures::LEGACY
-    };
-    let from = if plausible {
-        "of bytes 464 to 471"
-    } else {
-        "of XSTATE_BV"
-    };
-    let intel = ("Intel's server processors", intel(user));
-    let amd = ("AMD's processors", places(AMD, user).ok());
-    let fits = |table: &Table, exactly: bool| {
-        let layout = of(table).ok()?;
+    let is_stated = stated.contains(XFeatures::LEGACY) && stated.bits() >> 20 == 0;
+    // KVM states the components of its host, of which a guest with an area of the least length may
+    // have fewer. What is in use is less than what there is: no length can be read off it.
+    let candidates = [
+        (is_compacted, placed, "of XCOMP_BV"),
+        (is_stated && !is_compacted, stated, "of bytes 464 to 471"),
+        (
+            !is_compacted && (!is_stated || area.len() == KVM_BYTES),
+            in_use,
+            "of XSTATE_BV",
+        ),
+    ];
+    // Where components lie is read off the length, so only a length that a layout has will do.
+    let fits = |layout: &Layout| {
         let size = layout.standard_size();
-        let suits = if exactly {
-            size == area.len()
+        if is_compacted {
+            layout.compacted_size(placed) <= area.len()
         } else {
-            size <= area.len()
-        };
-        suits.then_some(layout)
+            size == area.len() || area.len() == KVM_BYTES && size <= KVM_BYTES
+        }
     };
-    let by = |places: &str| format!("the components {from}, placed as on {places}");
-    // A core dump is exactly as long as it must be; KVM's areas are rounded up.
-    for exactly in [true, false] {
-        let mut fitting = [&intel, &amd].into_iter().filter_map(|(places, table)| {
-            let layout = fits(table.as_ref()?, exactly)?;
+    let mut is_known = false;
+    for (_, components, from) in candidates.into_iter().filter(|(counts, ..)| *counts) {
+        let user = components | XFeatures::LEGACY;
+        let all = [
+            ("Intel's server processors", intel(user)),
+            ("AMD's processors", places(AMD, user).ok()),
+        ];
+        let known = all.iter().filter_map(|(places, table)| {
+            let layout = of(table.as_ref()?).ok()?;
             Some((*places, layout))
         });
+        let known: Vec<_> = known.collect();
+        is_known |= !known.is_empty();
+        let mut fitting = known.into_iter().filter(|(_, layout)| fits(layout));
         let Some((places, layout)) = fitting.next() else {
             continue;
         };
-        let mut why = by(places);
+        let mut why = format!("the components {from}, placed as on {places}");
         let other = fitting.next().filter(|(_, other)| *other != layout);
         if let Some((places, _)) = &other {
             why.push_str(&format!("; {places} would fit as well"));
@@ -128,16 +151,12 @@ pub fn layout(area: &[u8]) -> Result<Guess, NoGuess> {
             why,
         });
     }
-    // It is too short for either: that is for the rules to say.
-    let (places, table) = intel;
-    let layout = table.as_ref().and_then(|table| of(table).ok());
-    layout
-        .map(|layout| Guess {
-            layout,
-            other: None,
-            why: by(places),
-        })
-        .ok_or(NoGuess::Components { components: in_use })
+    if is_known {
+        return Err(NoGuess::Length {
+            actual_bytes: area.len(),
+        });
+    }
+    Err(NoGuess::Components { components: in_use })
 }
 
 pub(crate) fn of(table: &Table) -> Result<Layout, xsave_state::LayoutError> {
@@ -186,6 +205,7 @@ pub(crate) fn places(list: &[Place], user: XFeatures) -> Result<Table, NoGuess> 
     }
     let [low, high] = halves(user.bits());
     leaf(0, None, [0x1e, 0, 0, 0]);
+    leaf(1, None, [0, 0, 1 << 26, 0]); // XSAVE
     leaf(0xd, Some(0), [low, end, end, high]);
     // XFD where something has it; the rest of 0DH.1 does not matter here.
     leaf(0xd, Some(1), [if xfd == 0 { 0xf } else { 0x1f }, 0, 0, 0]);
@@ -261,6 +281,34 @@ mod tests {
         assert_eq!(guess.layout.user().bits(), 0x207);
         let guess = layout(&area(4096, u64::MAX, 4)).unwrap();
         assert_eq!(guess.layout.user().bits(), 7);
+    }
+
+    #[test]
+    fn a_guest_may_have_fewer_components_than_linux_states() {
+        let guess = layout(&area(4096, 0x602e7, 7)).unwrap();
+        assert_eq!(guess.layout.user().bits(), 7);
+    }
+
+    #[test]
+    fn a_length_that_no_layout_has_is_not_guessed() {
+        for (len, components) in [
+            (2688, 0x2e7),
+            (2695, 0x2e7),
+            (2697, 0x2e7),
+            (4095, 0x2e7),
+            (4097, 0x2e7),
+            (11_007, 0x602e7),
+            (11_009, 0x602e7),
+            (12_288, 0x602e7),
+        ] {
+            for stated in [components, 0] {
+                let guess = layout(&area(len, stated, components));
+                assert!(
+                    matches!(guess, Err(NoGuess::Length { actual_bytes }) if actual_bytes == len),
+                    "{len}: {guess:?}"
+                );
+            }
+        }
     }
 
     #[test]

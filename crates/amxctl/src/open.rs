@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use xsave_state::layout::MAX_AREA_BYTES;
 use xsave_state::wire;
 
+use crate::bytes;
 use crate::vcpu::Vcpu;
 
 mod cloud_hypervisor;
@@ -21,7 +22,7 @@ mod raw;
 pub use error::OpenError;
 
 /// No file that has to be read whole may have more bytes. A Cloud Hypervisor snapshot has about
-/// 35 KB per vCPU, and a container of ours less. Of core dumps only the notes are read.
+/// 35 KB per vCPU, and a state of ours less. Of core dumps only the notes are read.
 pub const MAX_FILE_BYTES: u64 = 1 << 30;
 /// The notes of a core dump may have at most this many bytes.
 pub const MAX_NOTE_BYTES: u64 = 256 << 20;
@@ -34,10 +35,8 @@ const ELF_MAGIC: &[u8] = b"\x7fELF";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Format {
-    /// One state in the format of xsave-state.
+    /// States in the format of xsave-state.
     State,
-    /// A container of such states.
-    Container,
     /// The bytes of KVM_GET_XSAVE2, or of an XSAVE instruction.
     Raw,
     /// state.json of a Cloud Hypervisor snapshot.
@@ -54,7 +53,6 @@ impl Format {
     pub const fn name(self) -> &'static str {
         match self {
             Self::State => "state",
-            Self::Container => "container",
             Self::Raw => "raw",
             Self::CloudHypervisor => "cloud_hypervisor",
             Self::Firecracker => "firecracker",
@@ -67,7 +65,6 @@ impl fmt::Display for Format {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::State => "vmm-amx state",
-            Self::Container => "vmm-amx container",
             Self::Raw => "raw XSAVE area",
             Self::CloudHypervisor => "Cloud Hypervisor snapshot",
             Self::Firecracker => "text of Firecracker's snapshot-editor",
@@ -145,11 +142,10 @@ pub fn open_bytes(bytes: &[u8]) -> Result<Snapshot, OpenError> {
 
 fn parse(format: Format, bytes: &[u8]) -> Result<Snapshot, OpenError> {
     let vcpus = match format {
-        Format::State => own::state(bytes)?,
-        Format::Container => own::container(bytes)?,
+        Format::State => own::parse(bytes)?,
         Format::CloudHypervisor => cloud_hypervisor::parse(bytes)?,
         Format::Firecracker => firecracker::parse(bytes)?,
-        Format::Raw | Format::ElfCore => raw::parse(bytes),
+        Format::Raw | Format::ElfCore => raw::parse(bytes)?,
     };
     let file_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
     not_empty(format, file_bytes, vcpus)
@@ -187,9 +183,6 @@ fn recognise(start: &[u8], file_bytes: u64) -> Result<Format, OpenError> {
     if start.starts_with(&wire::MAGIC) {
         return Ok(Format::State);
     }
-    if start.starts_with(&wire::CONTAINER_MAGIC) {
-        return Ok(Format::Container);
-    }
     if text.starts_with(b"{") {
         return Ok(Format::CloudHypervisor);
     }
@@ -224,14 +217,27 @@ fn largest_area() -> u64 {
 
 /// Files that people try, what they are and what to do with them.
 fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
-    // Its magic number, 0x0710198486640000, behind a byte of bitcode.
-    let firecracker = b"\0\0\0\x64\x86\x84\x19\x10\x07";
-    let known: [(&[u8], &str, &str); 6] = [
-        (
-            firecracker,
+    if is_firecracker(start) {
+        return Some((
             "a Firecracker vmstate, which does not describe itself",
-            "run Firecracker's `snapshot-editor info-vmstate vcpu-states` and open what it prints",
-        ),
+            "run the `snapshot-editor info-vmstate vcpu-states` of the Firecracker that wrote it, \
+             and open what it prints",
+        ));
+    }
+    let libvirt = (
+        "a save file of libvirt, with a QEMU migration stream in it",
+        "libvirt's own `virsh save-image-dumpxml` shows the guest's CPU; its registers are not opened",
+    );
+    let kdump = (
+        "a kdump of a guest's memory, compressed",
+        "it has no XSAVE areas; take a snapshot, or a core dump of the process",
+    );
+    let known: [(&[u8], &str, &str); 10] = [
+        (b"LibvirtQemudSave", libvirt.0, libvirt.1),
+        (b"LibvirtQemudPart", libvirt.0, libvirt.1),
+        (b"KDUMP   ", kdump.0, kdump.1),
+        (b"DISKDUMP", kdump.0, kdump.1),
+        (b"makedumpfile", kdump.0, kdump.1),
         (
             b"QEVM",
             "a QEMU migration stream",
@@ -250,6 +256,18 @@ fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
         .into_iter()
         .find(|(magic, ..)| start.starts_with(magic))
         .map(|(_, what, instead)| (what, instead))
+}
+
+/// Its magic number, little endian: 0x07101984, the architecture and a version. It is at byte 0, and
+/// behind a byte of bitcode since Firecracker 1.12.
+fn is_firecracker(start: &[u8]) -> bool {
+    const MAGIC: [u8; 4] = [0x84, 0x19, 0x10, 0x07];
+    const ARCHITECTURES: [[u8; 2]; 2] = [[0x64, 0x86], [0xaa, 0xaa]];
+    (0..=1).any(|at| {
+        let number: [u8; 8] = bytes::array(start, at);
+        let [_, _, architecture @ .., a, b, c, d] = number;
+        [a, b, c, d] == MAGIC && ARCHITECTURES.contains(&architecture)
+    })
 }
 
 /// Reads what there is behind the `start` that has been read: `most` bytes in all, and one more where

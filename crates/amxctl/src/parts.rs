@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use xsave_state::tile::Palette;
+use xsave_state::Palette;
 use xsave_state::{Component, ComponentId};
 
 use crate::vcpu::Subject;

@@ -4,9 +4,8 @@
 //! understand a snapshot wants to see the others as well. Both agree: a state of which no rule is
 //! broken can be made, and one that breaks a rule cannot.
 
-use xsave_state::header::Header;
-use xsave_state::tile::{TILECFG_BYTES, TileConfig};
-use xsave_state::{ComponentId, Legacy, XFeatures, xcr0};
+use xsave_state::format::TILECFG_BYTES;
+use xsave_state::{ComponentId, Header, Legacy, TileConfig, XFeatures, xcr0};
 
 use crate::bytes;
 use crate::vcpu::{Source, Subject};

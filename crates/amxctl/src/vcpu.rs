@@ -4,10 +4,10 @@ use std::fmt;
 
 use cpuid_amx::{CpuidTable, Table};
 use thiserror::Error;
-use xsave_state::header::{EXTENDED_OFFSET, Header};
+use xsave_state::format::EXTENDED_OFFSET;
 use xsave_state::{
-    CompactedError, ExtendedState, Image, ImageError, Layout, LayoutError, Registers, StateError,
-    XFeatures,
+    CompactedError, ExtendedState, Header, Image, ImageError, Layout, LayoutError, Registers,
+    StateError, XFeatures,
 };
 
 use crate::bytes;
@@ -254,11 +254,10 @@ impl Subject {
                 .as_ref()
                 .map_or(XFeatures::empty(), |known| known.value)
         };
-        Registers {
-            xcr0: self.xcr0.value,
-            xfd: or_none(&self.xfd),
-            xfd_err: or_none(&self.xfd_err),
-        }
+        Registers::RESET
+            .with_xcr0(self.xcr0.value)
+            .with_xfd(or_none(&self.xfd))
+            .with_xfd_err(or_none(&self.xfd_err))
     }
 
     /// The bytes of a component in the standard format, also of one that is initial; fewer than its

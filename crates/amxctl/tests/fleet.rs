@@ -10,7 +10,8 @@
 use std::fs;
 use std::path::Path;
 
-use cpuid_amx::{CpuidTable, Host, Policy, Table};
+use cpuid_amx::{CpuidTable, Policy, Table};
+use host_compat::Host;
 use proptest::prelude::*;
 use snapbox::cmd::{Command, cargo_bin};
 

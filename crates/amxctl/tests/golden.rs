@@ -187,7 +187,7 @@ fn the_examples_of_every_command_work() {
             String::from_utf8_lossy(&output.stderr).into_owned(),
         )
     };
-    let converted = "amxctl convert snapshot --to container -o vcpus.xvcpus && cp vcpus.xvcpus before.xvcpus && cp vcpus.xvcpus after.xvcpus";
+    let converted = "amxctl convert snapshot --to state -o vcpus.xstate && cp vcpus.xstate before.xstate && cp vcpus.xstate after.xstate";
     assert_eq!(shell(converted), (Some(0), String::new()));
 
     let help = fs::read_to_string(package().join("tests/golden/help.trycmd")).unwrap();
@@ -377,9 +377,23 @@ fn a_pipe_is_as_good_as_a_file() {
         assert_eq!(code, Some(2), "{line}");
         assert!(said.contains(expected), "{line}: {said}");
     }
-    let (code, _, said) = run("cat icelake.cpuid | amxctl compat /dev/stdin zen4.json");
-    assert_eq!(code, Some(2));
-    assert!(said.contains("in a pipe"), "{said}");
+    // Whatever is taken for a guest or a host, also as `-`.
+    for guest in [
+        "icelake.cpuid",
+        "node-17.json",
+        "cloud-hypervisor/state.json",
+    ] {
+        let (code, from_file, _) = run(&format!("amxctl compat {guest} zen4.json"));
+        let (piped, from_pipe, _) = run(&format!("cat {guest} | amxctl compat - zen4.json"));
+        assert_eq!(
+            (code, from_file),
+            (piped, from_pipe.replacen(" - ", &format!(" {guest} "), 1))
+        );
+    }
+    for host in ["icelake.cpuid", "icelake.json"] {
+        let (code, ..) = run(&format!("cat {host} | amxctl compat icelake.cpuid -"));
+        assert_eq!(code, Some(0), "{host}");
+    }
 }
 
 /// Standard output is a terminal, standard error a file: what goes there has no colours.

@@ -16,7 +16,7 @@ use amxctl::open::open_bytes;
 use amxctl::{Given, parts, rules};
 use common::fixture;
 use proptest::prelude::*;
-use xsave_state::wire::{self, Codec, Writer};
+use xsave_state::wire;
 
 #[test]
 fn text_that_is_nested_without_end_is_refused() {
@@ -114,16 +114,11 @@ static FILES: LazyLock<Vec<Vec<u8>>> = LazyLock::new(files);
 fn files() -> Vec<Vec<u8>> {
     let subject = common::subject(&fixture("live-tiles.xsave2"));
     let state = subject.state().unwrap();
-    let mut writer = Writer::new();
-    let codec = Codec::new(state.layout());
-    let mut container = writer.push(0, &codec, &state).unwrap().to_vec();
-    container.extend_from_slice(writer.push(1, &codec, &state).unwrap());
-    container.extend_from_slice(writer.finish());
     let mut compacted = state.image().to_compacted();
     compacted[464..472].copy_from_slice(&0x602e7u64.to_le_bytes());
     vec![
-        wire::encode(&state),
-        container,
+        wire::encode(0, &state),
+        [wire::encode(0, &state), wire::encode(1, &state)].concat(),
         fixture("live-tiles.xsave2"),
         compacted,
         fixture("cloud-hypervisor/state.json"),

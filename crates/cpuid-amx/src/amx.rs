@@ -5,8 +5,9 @@ use core::fmt;
 
 use bitflags::bitflags;
 use thiserror::Error;
+use xsave_state::Palette;
 use xsave_state::layout::MAX_PALETTES;
-use xsave_state::{LayoutError, Palette, XFeatures};
+use xsave_state::{LayoutError, XFeatures};
 
 pub(crate) const XSAVE_BIT: u32 = 1 << 26;
 pub(crate) const LEAF_7: u32 = 7;
@@ -440,11 +441,13 @@ impl Leaves {
         }
     }
 
-    /// Sub-leaf 1 is there where sub-leaf 0 gives it as the highest in EAX. Sapphire Rapids and
-    /// Granite Rapids have sub-leaf 0 only.
+    /// Sub-leaf 1 is there where sub-leaf 0 gives it as the highest in EAX, and it says something.
+    /// Sapphire Rapids and Granite Rapids have sub-leaf 0 only. KVM before it knew sub-leaf 1 (up to
+    /// about Linux 6.18) passes EAX of newer processors on, and no sub-leaf 1 (arch/x86/kvm/cpuid.c,
+    /// `__do_cpuid_func`): leaf 7 alone counts there.
     pub(crate) fn has_tmul_1(&self) -> bool {
         let [max_subleaf, ..] = self.tmul_0;
-        self.max_leaf >= LEAF_TMUL && max_subleaf >= 1
+        self.max_leaf >= LEAF_TMUL && max_subleaf >= 1 && self.tmul_1 != [0; 4]
     }
 }
 

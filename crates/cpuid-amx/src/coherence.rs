@@ -5,12 +5,17 @@
 //! by permission, because VMMs clear bits in leaf 7 and leave the rest, and because hosts which are
 //! guests themselves get such tables from below.
 
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
-use xsave_state::{Layout, XFeatures};
+use xsave_state::{Layout, XFeatures, xcr0};
 
-use crate::amx::{self, AmxFeatures, LEAF_7, LEAF_TILES, LEAF_TMUL, Leaves, TmulLimits};
-use crate::table::CpuidTable;
+use crate::amx::{
+    self, AmxFeatures, LEAF_7, LEAF_TILES, LEAF_TMUL, LEAF_XSAVE, Leaves, TmulLimits,
+};
+use crate::bits::{Bits, Register};
+use crate::features::dependents;
+use crate::table::{CpuidTable, Entry};
 
 mod contradiction;
 mod sizes;
@@ -41,8 +46,11 @@ const XFD: u32 = 1 << 4;
 /// ```
 #[must_use]
 pub fn check(table: &impl CpuidTable) -> Vec<Contradiction> {
-    let mut found = check_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
-    duplicates(table, &mut found);
+    // What comes from the form of the table is the cause of what follows.
+    let mut found = unflagged(table);
+    let mixed: BTreeSet<u32> = mixed_leaves(table);
+    duplicates(table, &mixed, &mut found);
+    found.extend(check_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf)));
     found
 }
 
@@ -57,6 +65,7 @@ pub fn check_cpuid(mut cpuid: impl FnMut(u32, u32) -> [u32; 4]) -> Vec<Contradic
     let mut found = Vec::new();
     xsave(&leaves, &mut cpuid, &mut found);
     components(&leaves, &mut found);
+    dependent_features(&leaves, &mut cpuid, &mut found);
     levels(&leaves, &mut found);
     tiles(&leaves, &mut cpuid, &mut found);
     found
@@ -69,18 +78,28 @@ fn xsave(
     found: &mut Vec<Contradiction>,
 ) {
     let user = leaves.user();
-    if !leaves.has_xsave() && user.is_empty() && leaves.in_leaf_7().is_empty() {
+    let max_leaf = leaves.max_leaf;
+    let is_there = max_leaf >= LEAF_XSAVE && !user.is_empty();
+    match (leaves.has_xsave(), is_there) {
+        (true, true) => {}
+        (true, false) => found.push(Contradiction::XsaveWithoutComponents { max_leaf }),
+        (false, true) => found.push(Contradiction::Xsave { user }),
         // A processor without XSAVE needs no 0DH.
+        (false, false) => {}
+    }
+    if !is_there {
         return;
     }
-    if !leaves.has_xsave() && !user.is_empty() {
-        found.push(Contradiction::Xsave { user });
-    }
-    for required in [XFeatures::MPX, XFeatures::AVX512 | XFeatures::AVX] {
-        // AVX alone is no part of AVX-512.
-        let present = user & required;
-        if !present.is_empty() && present != required && present != XFeatures::AVX {
-            found.push(Contradiction::Group { present, required });
+    // Those of AMX have names of their own, and without SSE there is no layout.
+    let named = [XFeatures::AMX, XFeatures::AVX];
+    let rules = xcr0::RULES.into_iter();
+    for rule in rules.filter(|rule| !named.contains(&rule.together)) {
+        if !rule.holds_in(user) {
+            let required = rule.together | rule.requires;
+            found.push(Contradiction::Group {
+                present: user & required,
+                required,
+            });
         }
     }
     let [features, reported_compacted, ..] = leaves.xsave_1;
@@ -89,7 +108,12 @@ fn xsave(
         found.push(Contradiction::SupervisorWithoutXsaves { supervisor });
     }
 
-    let layout = match Layout::from_cpuid(&mut *cpuid) {
+    // What 0DH says is checked without XSAVE too, which has been said.
+    let with_xsave = |leaf, subleaf| match leaf {
+        1 => [0, 0, amx::XSAVE_BIT, 0],
+        _ => cpuid(leaf, subleaf),
+    };
+    let layout = match Layout::from_cpuid(with_xsave) {
         Ok(layout) => layout,
         Err(error) => {
             found.push(Contradiction::Layout(error));
@@ -155,10 +179,13 @@ fn components(leaves: &Leaves, found: &mut Vec<Contradiction>) {
     } else if has_tile && !user.intersects(XFeatures::AMX) {
         found.push(Contradiction::ComponentsMissing { features, user });
     }
+    let before_permission = has_tile && xfd;
     match (
         user.contains(XFeatures::XTILECFG),
         user.contains(XFeatures::XTILEDATA),
     ) {
+        // Said already, with its reason: kernels before 6.4 leave XTILECFG there.
+        (true, false) if before_permission => {}
         (true, false) => found.push(Contradiction::TileDataMissing { user }),
         (false, true) => found.push(Contradiction::TileConfigMissing { user }),
         _ => {}
@@ -287,20 +314,103 @@ fn tiles(
     }
 }
 
+/// Features of leaves 1, 7, 24H and 80000001H whose components are not there.
+fn dependent_features(
+    leaves: &Leaves,
+    cpuid: &mut impl FnMut(u32, u32) -> [u32; 4],
+    found: &mut Vec<Contradiction>,
+) {
+    let components = if leaves.max_leaf >= LEAF_XSAVE {
+        leaves.user() | leaves.supervisor()
+    } else {
+        XFeatures::empty()
+    };
+    let [max_extended, ..] = cpuid(0x8000_0000, 0);
+    for (needs, leaf, subleaf, bits) in dependents() {
+        let highest = if leaf < 0x8000_0000 {
+            leaves.max_leaf
+        } else {
+            max_extended
+        };
+        let [max_7, ..] = leaves.leaf_7_0;
+        let is_beyond = leaf > highest || (leaf == LEAF_7 && subleaf > max_7);
+        if is_beyond || components.contains(needs) {
+            continue;
+        }
+        let registers = Register::ALL
+            .into_iter()
+            .zip(cpuid(leaf, subleaf))
+            .zip(bits);
+        for ((register, value), bits) in registers {
+            let mask = value & bits;
+            if mask != 0 {
+                found.push(Contradiction::Dependents {
+                    features: Bits {
+                        leaf,
+                        subleaf,
+                        register,
+                        mask,
+                    },
+                    missing: needs - components,
+                });
+            }
+        }
+    }
+}
+
+/// Leaves of XSAVE and AMX with an entry for every sub-leaf beside others of the same leaf: which of
+/// them answers depends on their order.
+pub(crate) fn mixed_leaves(table: &impl CpuidTable) -> BTreeSet<u32> {
+    unflagged(table)
+        .into_iter()
+        .filter_map(|contradiction| match contradiction {
+            Contradiction::Unflagged { leaf, .. } => Some(leaf),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Entries that answer for every sub-leaf of a leaf that has several: the flag
+/// KVM_CPUID_FLAG_SIGNIFCANT_INDEX is missing.
+fn unflagged(table: &impl CpuidTable) -> Vec<Contradiction> {
+    let mut found = Vec::new();
+    for leaf in [LEAF_7, LEAF_XSAVE, LEAF_TILES, LEAF_TMUL] {
+        let entries: Vec<_> = table.entries().filter(|entry| entry.leaf == leaf).collect();
+        let Some(first) = entries.iter().position(|entry| entry.subleaf.is_none()) else {
+            continue;
+        };
+        let Some((every, behind)) = entries.get(first..).and_then(<[_]>::split_first) else {
+            continue;
+        };
+        let hidden = behind
+            .iter()
+            .filter(|entry| entry.value != every.value)
+            .count();
+        // Zeros at the end say nothing.
+        let says = first > 0 && every.value != [0; 4];
+        if hidden > 0 || says {
+            found.push(Contradiction::Unflagged {
+                leaf,
+                entries: entries.len(),
+                hidden,
+            });
+        }
+    }
+    found
+}
+
 /// Entries that answer for the same sub-leaf with different values: KVM takes the first, a map the
-/// last.
-fn duplicates(table: &impl CpuidTable, found: &mut Vec<Contradiction>) {
-    for (index, entry) in table.entries().enumerate() {
-        let earlier = table
-            .entries()
-            .take(index)
-            .find(|e| e.leaf == entry.leaf && e.subleaf == entry.subleaf);
-        // Once for each place: Linux 6.1 fills the table of KVM_GET_CPUID2 up with zeros for leaf 0.
-        let said = found.iter().any(|c| {
-            matches!(c, Contradiction::Duplicate { leaf, subleaf, .. }
-                if (*leaf, *subleaf) == (entry.leaf, entry.subleaf.unwrap_or(0)))
-        });
-        if let Some(first) = earlier.filter(|e| e.value != entry.value && !said) {
+/// last. Once for each place: Linux 6.1 fills the table of KVM_GET_CPUID2 up with zeros for leaf 0.
+fn duplicates(table: &impl CpuidTable, mixed: &BTreeSet<u32>, found: &mut Vec<Contradiction>) {
+    let mut places: BTreeMap<(u32, Option<u32>), (Entry, bool)> = BTreeMap::new();
+    for entry in table.entries() {
+        if entry.subleaf.is_none() && mixed.contains(&entry.leaf) {
+            continue;
+        }
+        let place = (entry.leaf, entry.subleaf);
+        let (first, said) = places.entry(place).or_insert((entry, false));
+        if first.value != entry.value && !*said {
+            *said = true;
             found.push(Contradiction::Duplicate {
                 leaf: entry.leaf,
                 subleaf: entry.subleaf.unwrap_or(0),

@@ -10,8 +10,9 @@ use core::cmp::Ordering;
 use core::fmt;
 
 use bitflags::bitflags;
+use xsave_state::Palette;
 use xsave_state::layout::MAX_PALETTES;
-use xsave_state::{ComponentId, Palette, XFeatures};
+use xsave_state::{ComponentId, XFeatures};
 
 use crate::amx::{
     AmxFeatures, LEAF_7, LEAF_TILES, LEAF_TMUL, LEAF_XSAVE, Leaves, TmulLimits, XSAVE_BIT,
@@ -22,7 +23,7 @@ use crate::table::{Entry, Table, has_subleaves};
 mod closure;
 mod registers;
 
-pub(crate) use registers::user_dependents;
+pub(crate) use registers::dependents;
 
 bitflags! {
     /// XSAVE itself, CPUID.1H:ECX\[26\], and what CPUID.(EAX=0DH,ECX=1):EAX has of it.
@@ -154,6 +155,21 @@ pub enum Feature {
 }
 
 impl Feature {
+    /// The components without which it cannot be used: itself, those of AMX, or x87 and SSE for a
+    /// feature of XSAVE.
+    #[must_use]
+    pub fn needs(&self) -> XFeatures {
+        match self {
+            Self::Component(shape) => shape.id.bit(),
+            Self::Xsave(XsaveFeatures::XFD)
+            | Self::Amx(_)
+            | Self::Palette(_)
+            | Self::TmulRows(_)
+            | Self::TmulBytes(_) => XFeatures::AMX,
+            Self::Xsave(_) => XFeatures::LEGACY,
+        }
+    }
+
     /// The order of reports: XSAVE, components by number, AMX, palettes, limits.
     fn key(&self) -> (u8, u64, u64, u64) {
         match self {
@@ -237,7 +253,7 @@ pub struct FeatureSet {
     /// The limits of the multiply unit.
     pub tmul: Option<TmulLimits>,
     /// Whether there is CPUID.(EAX=1EH,ECX=1), where the later AMX features are, and the earlier
-    /// ones again.
+    /// ones again. Not where it is all zeros.
     pub has_1eh_1: bool,
 }
 

@@ -19,25 +19,18 @@
 //! | [`features`] | XSAVE and AMX features as a set that is closed over what they need |
 //! | [`coherence`] | every way in which leaves contradict each other |
 //! | [`policy`] | hide AMX, or expose what may be seen: all leaves at once |
-//! | [`host`] | a description of a host |
-//! | [`baseline`] | what a fleet shares, and which hosts took what away |
-//! | [`compat`] | whether a guest runs on a host, or every reason why not |
-//! | [`permission`] | proof that the host grants tile data to guests (the request: feature `kvm`) |
+//! | [`permission`] | proof that the host grants tile data to guests (the request: feature `permission`) |
 //! | `kvm` | KVM_SET_CPUID2 with errors that say what to do (feature `kvm`) |
 
 extern crate alloc;
-#[cfg(feature = "kvm")]
+#[cfg(feature = "permission")]
 extern crate std;
 
 pub mod amx;
-pub mod baseline;
+mod bits;
 pub mod coherence;
-pub mod compat;
-#[cfg(feature = "serde")]
-mod document;
 pub mod dump;
 pub mod features;
-pub mod host;
 #[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod permission;
@@ -45,11 +38,10 @@ pub mod policy;
 pub mod table;
 
 pub use amx::{Amx, AmxFeatures, TmulLimits, Unusable};
-pub use baseline::{Baseline, Fleet};
+pub use bits::{Bits, Register};
 pub use coherence::Contradiction;
 pub use features::{Feature, FeatureSet};
-pub use host::Host;
-#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(feature = "permission", target_os = "linux", target_arch = "x86_64"))]
 pub use permission::GuestPermission;
 pub use permission::PermissionError;
 pub use policy::{Level, Policy, PolicyError};

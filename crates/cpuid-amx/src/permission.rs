@@ -6,10 +6,13 @@
 //! locks it**: ask before KVM_CREATE_VCPU, and before KVM_GET_SUPPORTED_CPUID, which filters 0DH by
 //! it. fork passes it on together with the lock, exec resets both.
 
+#[cfg(all(feature = "permission", target_os = "linux", target_arch = "x86_64"))]
+#[expect(unsafe_code, reason = "a system call that no safe library wraps")]
+mod arch_prctl;
 mod error;
-#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(feature = "permission", target_os = "linux", target_arch = "x86_64"))]
 mod grant;
 
 pub use error::PermissionError;
-#[cfg(all(feature = "kvm", target_os = "linux", target_arch = "x86_64"))]
+#[cfg(all(feature = "permission", target_os = "linux", target_arch = "x86_64"))]
 pub use grant::{GuestPermission, granted, supported};

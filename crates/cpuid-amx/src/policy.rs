@@ -19,7 +19,7 @@ mod level;
 mod write;
 
 pub use level::{Level, UnknownLevel};
-pub use write::{Change, Register};
+pub use write::Change;
 
 /// What a guest is to see.
 ///
@@ -83,8 +83,8 @@ impl Policy {
         Self::exactly(level.features())
     }
 
-    /// These features of XSAVE and AMX and no other, each at its place: those of a
-    /// [baseline](crate::baseline), so that a guest finds the same on every host.
+    /// These features of XSAVE and AMX and no other, each at its place: those that a fleet shares, so
+    /// that a guest finds the same on every host.
     #[must_use]
     pub fn features(features: &FeatureSet) -> Self {
         Self::new(What::Features(features.clone()))
@@ -125,7 +125,8 @@ impl Policy {
         let features = self.choose(table)?;
         // As it will be, without the entries that nobody sees.
         let mut result: Table = table.entries().collect();
-        let plan = write::Plan::new(&result, &features);
+        let mixed = coherence::mixed_leaves(table);
+        let plan = write::Plan::new(&result, &features, mixed);
         plan.apply(&mut result)?;
         let contradictions = coherence::check(&result);
         if !contradictions.is_empty() {

@@ -334,6 +334,21 @@ impl CpuidTable for Table {
         self.0.entry(Self::place(&entry)).or_insert(entry.value);
         Ok(())
     }
+
+    fn find_leaf(&self, leaf: u32, subleaf: u32) -> Option<Entry> {
+        let every = Place {
+            leaf,
+            every: true,
+            subleaf: 0,
+        };
+        let own = Place {
+            every: false,
+            subleaf,
+            ..every
+        };
+        let find = |place: Place| Some(place.entry(*self.0.get(&place)?));
+        find(own).or_else(|| find(every))
+    }
 }
 
 /// A table has no room for one more entry.

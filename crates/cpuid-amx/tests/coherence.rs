@@ -9,9 +9,10 @@
 use std::path::Path;
 
 use cpuid_amx::{
-    Amx, AmxFeatures, Contradiction, CpuidTable, Entry, Table, TmulLimits, Unusable, coherence,
+    Amx, AmxFeatures, Contradiction, CpuidTable, Entry, FeatureSet, Policy, Table, TmulLimits,
+    Unusable, coherence,
 };
-use xsave_state::tile::PaletteError;
+use xsave_state::PaletteError;
 use xsave_state::{LayoutError, XFeatures};
 
 const EAX: usize = 0;
@@ -218,15 +219,13 @@ fn layout() {
     let found = coherence::check(&spr().with(0, 0, EAX, 0xc));
     assert_eq!(
         found[0],
-        Contradiction::Layout(LayoutError::NoXsaveLeaf { max_leaf: 0xc })
+        Contradiction::XsaveWithoutComponents { max_leaf: 0xc }
     );
     // XSAVE without 0DH.
     let none = Table::new().with(0, 0, EAX, 0x10).with(1, 0, ECX, 1 << 26);
     assert_eq!(
         coherence::check(&none),
-        [Contradiction::Layout(LayoutError::NoLegacy {
-            user: user(0)
-        })]
+        [Contradiction::XsaveWithoutComponents { max_leaf: 0x10 }]
     );
 }
 
@@ -427,7 +426,7 @@ fn before_permission() {
     let user = user(0x202e7);
     let features = spr_features();
     assert!(found.contains(&Contradiction::BeforePermission { features, user }));
-    assert!(found.contains(&Contradiction::TileDataMissing { user }));
+    assert!(!found.contains(&Contradiction::TileDataMissing { user }));
     // Its EBX counts XTILECFG, which XCR0 cannot enable alone.
     assert!(found.contains(&Contradiction::EnabledSize {
         reported_bytes: 2816,
@@ -486,8 +485,17 @@ fn one_component_of_two() {
 fn without_avx512() {
     let with_rows = spr().with(0x1e, 0, EAX, 1).with(0x1e, 1, EAX, 0b1000_0011);
     assert_eq!(coherence::check(&with_rows), []);
-    // AVX-512 hidden in 0DH, with the right sums.
-    let without = with_rows.with(0xd, 0, EAX, 0x60207).with(0xd, 1, EBX, 576);
+    // AVX-512 hidden in 0DH and leaf 7, with the right sums.
+    let hidden = Policy::features(
+        &FeatureSet::from_cpuid(|leaf, subleaf| spr().leaf(leaf, subleaf))
+            .without_components(XFeatures::AVX512)
+            .closed(),
+    );
+    let mut without = spr();
+    hidden.apply(&mut without).unwrap();
+    let without = without
+        .with(0x1e, 0, EAX, 1)
+        .with(0x1e, 1, EAX, 0b1000_0011);
     assert_eq!(
         coherence::check(&without),
         [Contradiction::WithoutAvx512 {
@@ -529,9 +537,11 @@ fn max_leaf() {
                     assert_eq!((named, of), (max_leaf, features));
                     leaves.push(leaf);
                 }
-                Contradiction::Layout(LayoutError::NoXsaveLeaf { .. }) => {
+                Contradiction::XsaveWithoutComponents { .. } => {
                     assert!(max_leaf < 0xd);
                 }
+                // Nothing is there that needs a component.
+                Contradiction::Dependents { .. } => assert!(max_leaf < 0xd),
                 other => panic!("{other}"),
             }
         }
@@ -686,8 +696,8 @@ fn every_contradiction_says_both_values() {
     assert_eq!(
         text,
         "CPUID.7 has AMX-TILE, AMX-INT8, AMX-BF16 and CPUID.0DH.1 has XFD, but CPUID.0DH.0 has \
-         x87 | SSE | AVX | opmask | ZMM_Hi256 | Hi16_ZMM | PKRU (0x2e7) without XTILEDATA: KVM \
-         was asked before the permission was requested"
+         x87 | SSE | AVX | opmask | ZMM_Hi256 | Hi16_ZMM | PKRU (0x2e7) without XTILEDATA: this \
+         CPUID was read before the permission; ask KVM again after ARCH_REQ_XCOMP_GUEST_PERM"
     );
     let text = coherence::check(&spr().without_bits(0xd, 1, EAX, 1 << 4))[0].to_string();
     assert_eq!(
@@ -742,7 +752,10 @@ fn hostile_tables_end_without_panic() {
 /// possible are bounded by the largest area, not by the number of combinations (2^42).
 #[test]
 fn a_table_with_the_most_sizes_is_decided() {
-    let mut most = spr();
+    // Without shadow stacks and IBT, which need components of their own.
+    let mut most = spr()
+        .without_bits(7, 0, ECX, 1 << 7)
+        .without_bits(7, 0, EDX, 1 << 20);
     let supervisor: u64 = (20..62).fold(0, |all, bit| all | 1 << bit);
     let [eax, ..] = most.leaf(0xd, 1);
     for number in 20..62u32 {
@@ -758,4 +771,143 @@ fn a_table_with_the_most_sizes_is_decided() {
         let contradictions = coherence::check(&most);
         assert_eq!(contradictions.is_empty(), possible, "{contradictions:?}");
     }
+}
+
+/// Each register whose features lack their component is named, with the features.
+#[test]
+fn features_whose_components_are_gone() {
+    let texts = |table: &Table| -> Vec<String> {
+        let found = coherence::check(table).into_iter();
+        found
+            .filter(|found| matches!(found, Contradiction::Dependents { .. }))
+            .map(|found| found.to_string())
+            .collect()
+    };
+    assert_eq!(texts(&spr()), [""; 0]);
+    for (components, features) in [
+        (
+            XFeatures::AVX,
+            [
+                "AVX",
+                "FMA",
+                "F16C",
+                "AVX2",
+                "VAES",
+                "VPCLMULQDQ",
+                "AVX512F",
+            ]
+            .as_slice(),
+        ),
+        (
+            XFeatures::AVX512,
+            &[
+                "AVX512F",
+                "AVX512DQ",
+                "AVX512_VBMI",
+                "AVX512_VNNI",
+                "AVX512-FP16",
+                "AVX512_BF16",
+            ],
+        ),
+        (XFeatures::PKRU, &["PKU"]),
+        (XFeatures::CET_U, &["SHSTK", "IBT"]),
+    ] {
+        let mut table = spr();
+        for (subleaf, low) in [(0, EAX), (1, ECX)] {
+            let bits = table.leaf(0xd, subleaf)[low] & !(components.bits() as u32);
+            table = table.with(0xd, subleaf, low, bits);
+        }
+        let all = texts(&table).join("; ");
+        for name in features {
+            assert!(all.contains(name), "{name}: {all}");
+        }
+    }
+    // APX, AVX10 and MPX.
+    let later = spr()
+        .with(0, 0, EAX, 0x24)
+        .with(7, 1, EDX, 1 << 19 | 1 << 21)
+        .with(0x24, 0, EBX, 0x7_0002);
+    let all = texts(&later).join("; ");
+    assert!(all.contains("APX_F") && !all.contains("AVX10"), "{all}");
+    let no_avx512 = later.with(0xd, 0, EAX, 0x60207);
+    let all = texts(&no_avx512).join("; ");
+    assert!(
+        all.contains("AVX10") && all.contains("CPUID.24H.0:EBX"),
+        "{all}"
+    );
+}
+
+/// An entry without the sub-leaf flag answers for all: before others it hides them.
+#[test]
+fn entries_without_the_subleaf_flag() {
+    let list: Vec<Entry> = spr().entries().collect();
+    let zeros = Entry {
+        leaf: 0x1d,
+        subleaf: None,
+        value: [0; 4],
+    };
+    let unflagged = |leaf, entries, hidden| Contradiction::Unflagged {
+        leaf,
+        entries,
+        hidden,
+    };
+    // Behind the others zeros say nothing.
+    let behind = [&list[..], &[zeros]].concat();
+    assert_eq!(coherence::check(&behind), []);
+    let before = [&[zeros], &list[..]].concat();
+    assert_eq!(coherence::check(&before)[0], unflagged(0x1d, 3, 2));
+    // Something for the sub-leaves that nobody has described.
+    let more = Entry {
+        value: [1, 2, 3, 4],
+        ..zeros
+    };
+    let behind = [&list[..], &[more]].concat();
+    assert!(coherence::check(&behind).contains(&unflagged(0x1d, 3, 0)));
+    // All flags missing: the first answers.
+    let mut none = list.clone();
+    for entry in none.iter_mut().filter(|entry| entry.leaf == 0xd) {
+        entry.subleaf = None;
+    }
+    let count = none.iter().filter(|entry| entry.leaf == 0xd).count();
+    let found = coherence::check(&none);
+    assert_eq!(found[0], unflagged(0xd, count, count - 1));
+    assert!(
+        !found
+            .iter()
+            .any(|found| matches!(found, Contradiction::Duplicate { .. }))
+    );
+    // A policy makes the entries that can be seen whole.
+    for mut table in [before, behind, none] {
+        Policy::expose_all().apply(&mut table).unwrap();
+        assert_eq!(coherence::check(&table), []);
+    }
+}
+
+/// KVM before it knew sub-leaf 1 of 1EH, on a processor that has it: leaf 7 counts.
+#[test]
+fn a_subleaf_of_zeros_is_not_there() {
+    let older_kvm = spr().with(0x1e, 0, EAX, 1);
+    assert_eq!(coherence::check(&older_kvm), []);
+    let features = AmxFeatures::from_cpuid(|leaf, subleaf| older_kvm.leaf(leaf, subleaf));
+    assert_eq!(features, spr_features());
+    let mut table = older_kvm;
+    Policy::expose_all().apply(&mut table).unwrap();
+    assert_eq!(table, spr());
+}
+
+/// A table with many entries is checked and changed in a time that its length bounds. What is quadratic
+/// takes minutes for so many.
+#[test]
+fn long_tables_end() {
+    let mut list: Vec<Entry> = spr().entries().collect();
+    for leaf in [0x1d, 0x40] {
+        list.extend((0..200_000).map(|n| Entry {
+            leaf,
+            subleaf: (n % 3 != 0).then_some(n / 2),
+            value: [n, 0, 0, 0],
+        }));
+    }
+    assert!(coherence::check(&list).len() > 60_000);
+    Policy::hide_amx().apply(&mut list).unwrap();
+    assert_eq!(list.leaf(0x1d, 0), [0; 4]);
 }

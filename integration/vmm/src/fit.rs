@@ -1,19 +1,23 @@
 //! Whether a guest can go on on a host, or every reason why not.
 //!
-//! What there is to say of AMX and of the extended state, `cpuid-amx` says ([`compat::check`], with
-//! `xsave-state`'s layouts behind it). The other reasons are about what a destination offers
-//! ([`Offer`]).
+//! What there is to say of the host, `host-compat` says ([`compat::check`]). The other reasons are about
+//! what a destination offers ([`Offer`]).
 
 use std::fmt;
 
-use cpuid_amx::compat::{self, Guest};
-use cpuid_amx::{CpuidTable, FeatureSet};
+use cpuid_amx::{CpuidTable, Table};
+use host_compat::FeatureMsrs;
+use host_compat::compat::{self, Guest, NotCompared};
 use thiserror::Error;
+use xsave_state::XFeatures;
 
 use crate::host::Host;
 use crate::migration::Offer;
 use crate::migration::offer::Candidate;
 use crate::snapshot::{Snapshot, VcpuState};
+
+/// SDM Vol. 4, table 2-2.
+const MSR_IA32_XSS: u32 = 0xda0;
 
 impl Snapshot {
     /// Compares what the guest sees and has with this host: the extended state of every vCPU, features,
@@ -31,18 +35,34 @@ impl Snapshot {
     }
 }
 
-/// What cpuid-amx and xsave-state have to say.
-pub(crate) fn extended(
+/// What host-compat has to say. A feature that the guest sees and does not use is a reason too: nothing
+/// is hidden from a guest that moves.
+pub(crate) fn reasons(
     vcpus: &[VcpuState],
-    host: &cpuid_amx::Host,
-) -> impl Iterator<Item = Reason> {
-    // All vCPUs of a guest have the same features. What contradicts itself, no guest can use.
-    let cpuid = vcpus.first().map(|vcpu| &vcpu.cpuid);
-    let sees = cpuid.map(|cpuid| FeatureSet::from_cpuid(|l, s| cpuid.leaf(l, s)).closed());
-    let sees = sees.unwrap_or_default();
+    tsc_khz: Option<u32>,
+    host: &host_compat::Host,
+) -> Vec<Reason> {
+    // All vCPUs of a guest have the same features.
+    let cpuid = vcpus.first().map(|vcpu| vcpu.cpuid.entries());
+    let cpuid: Table = cpuid.into_iter().flatten().collect();
     let states: Vec<_> = vcpus.iter().map(|vcpu| vcpu.extended.clone()).collect();
-    let compatibility = compat::check(Guest::new(&sees).running(&states), host);
-    compatibility.reasons.into_iter().map(Reason::Extended)
+    let mut msrs = FeatureMsrs::default();
+    let mut xss = XFeatures::empty();
+    for msr in vcpus.iter().flat_map(|vcpu| &vcpu.msrs) {
+        msrs.set(msr.index, msr.data);
+        if msr.index == MSR_IA32_XSS {
+            xss |= XFeatures::from_bits_retain(msr.data);
+        }
+    }
+    let guest = Guest::new(&cpuid)
+        .running(&states)
+        .xss(xss)
+        .feature_msrs(msrs)
+        .tsc_khz(tsc_khz);
+    let found = compat::check(guest, host);
+    let undecided = found.not_compared.into_iter().filter(NotCompared::decides);
+    let reasons = found.reasons.into_iter().map(Reason::Host);
+    reasons.chain(undecided.map(Reason::NotCompared)).collect()
 }
 
 /// A guest cannot go on there.
@@ -83,51 +103,12 @@ impl fmt::Display for Unfit {
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[non_exhaustive]
 pub enum Reason {
-    /// Its AMX features or its extended state.
-    #[error(transparent)]
-    Extended(#[from] compat::Reason),
-    /// It sees other features that the host lacks.
-    #[error(
-        "the guest sees CPUID.(EAX={leaf:X}H,ECX={subleaf}):{register}{}, which the host lacks",
-        Bits(*bits)
-    )]
-    Cpuid {
-        /// The leaf.
-        leaf: u32,
-        /// The sub-leaf.
-        subleaf: u32,
-        /// EAX, EBX, ECX or EDX.
-        register: &'static str,
-        /// Those that are missing.
-        bits: u32,
-    },
-    /// The processor is another company's.
-    #[error("the guest's processor is of {guest:?}, the host's of {host:?}")]
-    Vendor {
-        /// What the guest sees.
-        guest: String,
-        /// What the host's guests see.
-        host: String,
-    },
-    /// It sees a number that is smaller at the host: address bits, performance counters, a version.
-    #[error(
-        "the guest sees CPUID.(EAX={leaf:X}H,ECX={subleaf}):{register}{} = {guest}, and the host has {host}",
-        Range(*bits)
-    )]
-    CpuidNumber {
-        /// The leaf.
-        leaf: u32,
-        /// The sub-leaf.
-        subleaf: u32,
-        /// EAX, EBX, ECX or EDX.
-        register: &'static str,
-        /// Where it is.
-        bits: u32,
-        /// What the guest sees.
-        guest: u32,
-        /// What the host's guests see.
-        host: u32,
-    },
+    /// The host lacks something that the guest has or sees.
+    #[error("{0}")]
+    Host(compat::Reason),
+    /// Too little is known of the host.
+    #[error("not compared: {0}")]
+    NotCompared(NotCompared),
     /// An MSR has a value, and KVM there does not know it.
     #[error("vCPU {vcpu}: MSR {index:#x} is {value:#x}, and KVM there does not have it")]
     Msr {
@@ -137,16 +118,6 @@ pub enum Reason {
         index: u32,
         /// Its value.
         value: u64,
-    },
-    /// The guest's time would go faster or slower from then on.
-    #[error(
-        "the guest's TSC has {guest_khz} kHz, and the host's {host_khz}, which its KVM cannot scale"
-    )]
-    Tsc {
-        /// The guest's.
-        guest_khz: u32,
-        /// The host's.
-        host_khz: u32,
     },
     /// More vCPUs than a guest has there.
     #[error("the guest has {vcpus} vCPUs; there it has at most {limit}")]
@@ -166,35 +137,17 @@ pub enum Reason {
     },
 }
 
-/// Bits of a register, as the manuals write them.
-struct Bits(u32);
-
-impl fmt::Display for Bits {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut separator = "[";
-        for bit in (0..32).filter(|bit| self.0 >> bit & 1 != 0) {
-            write!(f, "{separator}{bit}")?;
-            separator = ", ";
-        }
-        f.write_str("]")
-    }
-}
-
-/// The bits of a number, as the manuals write them.
-struct Range(u32);
-
-impl fmt::Display for Range {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let high = 31_u32.saturating_sub(self.0.leading_zeros());
-        write!(f, "[{high}:{}]", self.0.trailing_zeros())
+impl From<compat::Reason> for Reason {
+    fn from(reason: compat::Reason) -> Self {
+        Self::Host(reason)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use amx_guest::Workload;
-    use cpuid_amx::compat::Reason as Compat;
     use cpuid_amx::{AmxFeatures, Feature, Policy, Table};
+    use host_compat::compat::{Reason as Compat, Usage};
     use xsave_state::{ComponentId, ExtendedState, Misfit, XFeatures};
 
     use super::*;
@@ -205,18 +158,19 @@ mod tests {
     use crate::vm::Vm;
 
     /// The snapshot's own processor with other values of some sub-leaves.
-    fn host(changes: &[(u32, u32, [u32; 4])]) -> cpuid_amx::Host {
+    fn host(changes: &[(u32, u32, [u32; 4])]) -> host_compat::Host {
         let mut table: Table = cpuid().entries().collect();
         for (leaf, subleaf, value) in changes {
             table.set_leaf(*leaf, *subleaf, *value).unwrap();
         }
-        cpuid_amx::Host::from_cpuid("there", table)
+        host_compat::Host::from_cpuid("there", table)
     }
 
-    fn reasons(snapshot: &Snapshot, host: &cpuid_amx::Host) -> Vec<Compat> {
-        extended(&snapshot.vcpus, host)
+    fn reasons(snapshot: &Snapshot, host: &host_compat::Host) -> Vec<Compat> {
+        super::reasons(&snapshot.vcpus, None, host)
+            .into_iter()
             .map(|reason| match reason {
-                Reason::Extended(reason) => {
+                Reason::Host(reason) => {
                     println!("{reason}");
                     reason
                 }
@@ -234,12 +188,12 @@ mod tests {
     fn a_host_without_amx_is_told_everything_that_it_lacks() {
         let mut table = host(&[]).guest_cpuid().unwrap().clone();
         Policy::hide_amx().apply(&mut table).unwrap();
-        let there = cpuid_amx::Host::from_cpuid("there", table);
+        let there = host_compat::Host::from_cpuid("there", table);
         let reasons = reasons(&snapshot(), &there);
         for amx in [AmxFeatures::TILE, AmxFeatures::INT8, AmxFeatures::BF16] {
             let feature = Feature::Amx(amx);
-            let active = true;
-            assert!(reasons.contains(&Compat::Feature { feature, active }));
+            let usage = Usage::Enabled;
+            assert!(reasons.contains(&Compat::Feature { feature, usage }));
         }
         for vcpu in 0..2 {
             for component in [ComponentId::XTILECFG, ComponentId::XTILEDATA] {
@@ -258,7 +212,13 @@ mod tests {
             target_offset: 2696,
         };
         let reasons = reasons(&snapshot(), &moved);
-        assert!(matches!(reasons[0], Compat::Elsewhere { active: true, .. }));
+        assert!(matches!(
+            reasons[0],
+            Compat::Elsewhere {
+                usage: Usage::Enabled,
+                ..
+            }
+        ));
         let of = |vcpu| Compat::Misfit { vcpu, misfit };
         assert_eq!(reasons[1..], [of(0), of(1)]);
     }
@@ -311,11 +271,11 @@ mod tests {
                 let restored = Vm::restore(&host, &there).unwrap();
                 assert_eq!(restored.tsc_khz(), Some(guest_khz));
             } else {
-                let tsc = Reason::Tsc {
+                let tsc = Compat::Tsc {
                     guest_khz,
                     host_khz,
                 };
-                assert_eq!(refused(faster), [tsc]);
+                assert_eq!(refused(faster), [tsc.into()]);
             }
         }
         let vendor = refused(|there| {
@@ -325,7 +285,10 @@ mod tests {
                 }
             }
         });
-        assert!(matches!(vendor[..], [Reason::Vendor { .. }]), "{vendor:?}");
+        assert!(
+            matches!(vendor[..], [Reason::Host(Compat::Vendor { .. })]),
+            "{vendor:?}"
+        );
         let unknown = refused(|there| {
             let msr = Msr {
                 index: 0xdead,
@@ -334,31 +297,5 @@ mod tests {
             there.vcpus[0].msrs.push(msr);
         });
         assert!(matches!(unknown[..], [Reason::Msr { index: 0xdead, .. }]));
-    }
-
-    #[test]
-    fn bits_are_written_as_in_the_manuals() {
-        let reason = Reason::Cpuid {
-            leaf: 7,
-            subleaf: 0,
-            register: "EBX",
-            bits: 1 << 16 | 1 << 31,
-        };
-        assert_eq!(
-            reason.to_string(),
-            "the guest sees CPUID.(EAX=7H,ECX=0):EBX[16, 31], which the host lacks"
-        );
-        let reason = Reason::CpuidNumber {
-            leaf: 0xa,
-            subleaf: 0,
-            register: "EAX",
-            bits: 0xff00,
-            guest: 8,
-            host: 4,
-        };
-        assert_eq!(
-            reason.to_string(),
-            "the guest sees CPUID.(EAX=AH,ECX=0):EAX[15:8] = 8, and the host has 4"
-        );
     }
 }

@@ -30,7 +30,7 @@ pub struct Host {
     cpuid: CpuId,
     guest_cpuid: CpuId,
     permission: Result<GuestPermission, PermissionError>,
-    description: cpuid_amx::Host,
+    description: host_compat::Host,
     layout: Layout,
     area: HostArea,
     msr_indices: Vec<u32>,
@@ -106,7 +106,7 @@ impl Host {
             cpuid,
             guest_cpuid,
             permission,
-            description: cpuid_amx::host::probe_at(path),
+            description: host_compat::probe_at(path),
             layout,
             area,
             msr_indices,
@@ -135,7 +135,7 @@ impl Host {
 
     /// What cpuid-amx says of this host: what a guest is compared with.
     #[must_use]
-    pub fn description(&self) -> &cpuid_amx::Host {
+    pub fn description(&self) -> &host_compat::Host {
         &self.description
     }
 

@@ -38,7 +38,6 @@
 
 pub mod bus;
 pub mod capture;
-mod features;
 pub mod file;
 pub mod first_use;
 pub mod fit;

@@ -12,7 +12,6 @@
 //! | [`params`] | boot_params: memory map, command line, initial file system |
 
 pub mod acpi;
-mod common;
 pub mod cpu;
 pub mod devices;
 pub mod guest;
@@ -24,8 +23,9 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use cpuid_amx::Policy;
 use cpuid_amx::policy::PolicyError;
-use cpuid_amx::{Policy, TableFull};
+use host_compat::RestrictError;
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::Elf;
@@ -77,7 +77,7 @@ pub struct Linux {
     /// What it sees of AMX, of what KVM supports.
     pub policy: Policy,
     /// Hosts that it may be moved to: it sees what all of them have.
-    pub others: Vec<cpuid_amx::Host>,
+    pub others: Vec<host_compat::Host>,
 }
 
 impl Linux {
@@ -121,7 +121,7 @@ impl Vm {
         let mut supported = host.cpuid().clone();
         linux.policy.apply(&mut supported)?;
         if !linux.others.is_empty() {
-            common::restrict(&mut supported, &linux.others)?;
+            host_compat::restrict(&mut supported, &linux.others)?;
         }
         for index in 0..linux.vcpus {
             let cpuid = cpu::cpuid(host, supported.as_slice(), index, linux.vcpus)
@@ -251,9 +251,9 @@ pub enum LinuxError {
     /// The host's CPUID table is full.
     #[error("KVM's CPUID table has no room for the guest's processors")]
     CpuidFull,
-    /// The same.
+    /// What all hosts share cannot be put into the table.
     #[error(transparent)]
-    TableFull(#[from] TableFull),
+    Restrict(#[from] RestrictError),
     /// An address outside of guest memory.
     #[error("guest memory: {0}")]
     Memory(#[from] GuestMemoryError),

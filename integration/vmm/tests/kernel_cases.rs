@@ -137,7 +137,7 @@ fn stage_0_the_permission_comes_before_cpuid_is_asked_for() {
         let [eax, ..] = CpuidTable::leaf(&cpuid, 0xd, 0);
         XFeatures::from_bits_retain(eax.into())
     };
-    let supported = cpuid_amx::kvm::xcomp_guest_supp(&kvm).expect("Linux 5.17");
+    let supported = host_compat::xcomp_guest_supp(&kvm).expect("Linux 5.17");
     assert!(supported.contains(XFeatures::XTILEDATA));
     assert!(!user().contains(XFeatures::XTILEDATA), "no permission yet");
     let permission = GuestPermission::request().expect("it is granted");

@@ -24,7 +24,8 @@ use amx_vmm::migration::{
     Offer, Options, Progress, ReceiveError, SendError, receive, receive_with, send,
 };
 use amx_vmm::{Host, Linux, LinuxError, Snapshot, Vm, file};
-use cpuid_amx::{AmxFeatures, Level, Policy, compat};
+use cpuid_amx::{AmxFeatures, Level, Policy};
+use host_compat::compat;
 use support::{
     GUEST_KERNEL, boot, elsewhere, end, job, let_work, linux_guest, start_elsewhere,
     with_live_tiles,
@@ -285,7 +286,7 @@ fn is_refused_for_its_tiles(vm: &mut Vm, host: &Host, devices: &Devices, offer: 
     };
     for reason in unfit.reasons() {
         println!("{reason}");
-        assert!(matches!(reason, Reason::Extended(_)), "{reason}");
+        assert!(matches!(reason, Reason::Host(_)), "{reason}");
     }
     match received {
         Err(ReceiveError::Refused { reason }) => assert!(unfit.to_string().starts_with(&reason)),
@@ -293,7 +294,7 @@ fn is_refused_for_its_tiles(vm: &mut Vm, host: &Host, devices: &Devices, offer: 
     }
     let component = ComponentId::XTILEDATA;
     let loss = Misfit::Missing { component };
-    let tiles = Reason::Extended(compat::Reason::Loss { vcpu: 0, loss });
+    let tiles = Reason::Host(compat::Reason::Loss { vcpu: 0, loss });
     unfit.reasons().contains(&tiles)
 }
 

@@ -16,8 +16,9 @@ use amx_lab::{Cpu, Kernel};
 use amx_vmm::Snapshot;
 use carry::{Carrier, Place};
 use comfy_table::{Table, presets};
-use cpuid_amx::compat::{self, Guest, Reason, Verdict};
-use cpuid_amx::{AmxFeatures, Feature, FeatureSet, Host};
+use cpuid_amx::{AmxFeatures, Feature};
+use host_compat::Host;
+use host_compat::compat::{self, Guest, Reason, Usage, Verdict};
 use kvm_bindings::{CpuId, kvm_cpuid_entry2};
 use task::{Boot, GoOn, Task, VECTORS};
 use xsave_state::{ComponentId, ExtendedState, Misfit, XFeatures};
@@ -165,8 +166,7 @@ fn refuses(host: &Host, snapshot: &Snapshot) {
     };
     let entries: Vec<kvm_cpuid_entry2> = vcpu.cpuid().iter().copied().map(Into::into).collect();
     let cpuid = CpuId::from_entries(&entries).expect("KVM took as many");
-    let sees =
-        FeatureSet::from_cpuid(|leaf, subleaf| cpuid_amx::CpuidTable::leaf(&cpuid, leaf, subleaf));
+    let sees: cpuid_amx::Table = cpuid_amx::CpuidTable::entries(&cpuid).collect();
     let states: Vec<ExtendedState<'_>> = snapshot
         .vcpus()
         .iter()
@@ -180,7 +180,7 @@ fn refuses(host: &Host, snapshot: &Snapshot) {
     for feature in [AmxFeatures::TILE, AmxFeatures::INT8, AmxFeatures::BF16] {
         let reason = Reason::Feature {
             feature: Feature::Amx(feature),
-            active: true,
+            usage: Usage::Enabled,
         };
         assert!(compatibility.reasons.contains(&reason), "{reason}");
     }
@@ -198,7 +198,7 @@ fn refuses(host: &Host, snapshot: &Snapshot) {
     assert_eq!(
         compatibility.reasons.iter().any(|reason| matches!(
             reason,
-            Reason::Component { sees, active: true } if sees.id == ComponentId::PKRU
+            Reason::Component { sees, usage: Usage::Enabled } if sees.id == ComponentId::PKRU
         )),
         !host.guest_features().user().contains(XFeatures::PKRU)
     );

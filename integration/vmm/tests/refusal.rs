@@ -19,10 +19,10 @@ use amx_vmm::fit::Reason;
 use amx_vmm::migration::destination::Stream;
 use amx_vmm::migration::{Offer, Options, ReceiveError, SendError, receive, receive_with, send};
 use amx_vmm::{Console, Host, Vm};
-use cpuid_amx::compat::Reason as Compat;
 use cpuid_amx::features::XsaveFeatures;
-use cpuid_amx::host::{NoKvm, Permission};
-use cpuid_amx::{AmxFeatures, CpuidTable, Feature, PermissionError, Policy, Table};
+use cpuid_amx::{AmxFeatures, Bits, CpuidTable, Feature, PermissionError, Policy, Register, Table};
+use host_compat::compat::{Reason as Compat, Usage};
+use host_compat::host::{NoKvm, Permission, Tsc};
 use support::lab::skip;
 use support::midway::{is_midway, midway, outlasting, slower};
 use support::{amx_host, finish, host, workloads};
@@ -159,7 +159,7 @@ fn change(offer: &mut Offer, leaf: u32, subleaf: u32, change: fn([u32; 4]) -> [u
 /// Those of cpuid-amx, without the others.
 fn extended(reasons: &[Reason]) -> Vec<Compat> {
     let extended = reasons.iter().filter_map(|reason| match reason {
-        Reason::Extended(reason) => Some(reason.clone()),
+        Reason::Host(reason) => Some(reason.clone()),
         _ => None,
     });
     extended.collect()
@@ -168,12 +168,12 @@ fn extended(reasons: &[Reason]) -> Vec<Compat> {
 /// The features that the host lacks, by name; all must be in use by the guest, or none.
 fn features(reasons: &[Compat], in_use: bool) -> BTreeSet<String> {
     let features = reasons.iter().filter_map(|reason| match reason {
-        Compat::Feature { feature, active } => {
-            assert_eq!(*active, in_use, "{reason}");
+        Compat::Feature { feature, usage } => {
+            assert_eq!(*usage == Usage::Enabled, in_use, "{reason}");
             Some(feature.to_string())
         }
-        Compat::Component { sees, active } => {
-            assert_eq!(*active, in_use, "{reason}");
+        Compat::Component { sees, usage } => {
+            assert_eq!(*usage == Usage::Enabled, in_use, "{reason}");
             Some(sees.id.to_string())
         }
         _ => None,
@@ -203,13 +203,14 @@ fn what_every_guest_relies_on() {
     let hidden = guest.refused("a hidden feature", |offer| {
         change(offer, 1, 0, |[a, b, c, d]| [a, b, c & !(1 << 9), d]);
     });
-    let ssse3 = Reason::Cpuid {
+    let bits = Bits {
         leaf: 1,
         subleaf: 0,
-        register: "ECX",
-        bits: 1 << 9,
+        register: Register::Ecx,
+        mask: 1 << 9,
     };
-    assert_eq!(hidden, [ssse3]);
+    let usage = Usage::Seen;
+    assert_eq!(hidden, [Compat::Bits { bits, usage }.into()]);
 
     let unknown = guest.refused("an MSR that KVM there does not have", |offer| {
         offer.msrs.retain(|index| *index != 0x10);
@@ -239,22 +240,29 @@ fn what_every_guest_relies_on() {
     if let Some(guest_khz) = guest.host.tsc_khz() {
         let host_khz = guest_khz / 10 * 11;
         let tsc = guest.refused("a faster TSC that is not scaled", |offer| {
-            offer.tsc_khz = Some(host_khz);
-            offer.scales_tsc = false;
+            let kvm = offer.host.kvm.as_mut().expect("it has one");
+            kvm.tsc = Some(Tsc {
+                khz: host_khz,
+                scales: false,
+            });
         });
         assert_eq!(
             tsc,
-            [Reason::Tsc {
+            [Reason::Host(Compat::Tsc {
                 guest_khz,
                 host_khz
-            }]
+            })]
         );
     } else {
         println!("KVM does not know the frequency of the TSC here");
     }
 
-    let none = guest.refused("no KVM", |offer| offer.host.kvm = Err(NoKvm::NoAccess));
-    assert!(none.contains(&Compat::NoKvm(NoKvm::NoAccess).into()));
+    let none = guest.refused("no KVM", |offer| offer.host.kvm = Err(NoKvm::NoDevice));
+    assert!(none.contains(&Compat::NoKvm(NoKvm::NoDevice).into()));
+    let unknown = guest.refused("a KVM that nobody could ask", |offer| {
+        offer.host.kvm = Err(NoKvm::NoAccess);
+    });
+    assert!(matches!(unknown[0], Reason::NotCompared(_)));
     guest.goes_on();
 }
 
@@ -276,8 +284,9 @@ fn components_that_are_elsewhere_or_nowhere() {
     });
     let (first, rest) = moved.split_first().expect("there is one");
     match first {
-        Reason::Extended(Compat::Elsewhere { sees, has, active }) => {
-            assert_eq!((sees.id, *active), (ComponentId::HI16_ZMM, enabled));
+        Reason::Host(Compat::Elsewhere { sees, has, usage }) => {
+            let is_enabled = *usage == Usage::Enabled;
+            assert_eq!((sees.id, is_enabled), (ComponentId::HI16_ZMM, enabled));
             assert_eq!(
                 (sees.offset as usize, has.offset as usize),
                 (place, place + 0x8000)
@@ -288,7 +297,7 @@ fn components_that_are_elsewhere_or_nowhere() {
     let misfits: Vec<Reason> = (0..u32::from(VCPUS))
         .filter(|_| enabled)
         .map(|vcpu| {
-            Reason::Extended(Compat::Misfit {
+            Reason::Host(Compat::Misfit {
                 vcpu,
                 misfit: Misfit::Offset {
                     component: ComponentId::HI16_ZMM,
@@ -469,15 +478,15 @@ fn a_guest_with_live_tiles() {
     // Without XFD there is no tile data, and without that no AMX.
     assert!(all_gone(&no_xfd).contains(&Compat::Feature {
         feature: Feature::Xsave(XsaveFeatures::XFD),
-        active: true
+        usage: Usage::Enabled
     }));
 
     let error = PermissionError::Filtered { errno: 1 };
     let refused = guest.refused("no permission", |offer| {
         offer.host.permission = Permission::Refused(error);
     });
-    let active = true;
-    assert!(all_gone(&refused).contains(&Compat::Permission { error, active }));
+    let usage = Usage::Enabled;
+    assert!(all_gone(&refused).contains(&Compat::Permission { error, usage }));
 
     let palette = guest.refused("another palette", |offer| {
         // Eight rows in each of sixteen tiles.
@@ -490,7 +499,7 @@ fn a_guest_with_live_tiles() {
     let sixteen_rows = Feature::Palette(sixteen_rows.expect("it is one"));
     assert!(palette.contains(&Compat::Feature {
         feature: sixteen_rows,
-        active
+        usage
     }));
     for vcpu in 0..u32::from(VCPUS) {
         let losses = losses(&palette, vcpu);
@@ -507,7 +516,7 @@ fn a_guest_with_live_tiles() {
         change(offer, 0xd, 18, |[a, b, c, d]| [a, b + 64, c, d]);
     });
     let misfit = |vcpu| {
-        Reason::Extended(Compat::Misfit {
+        Reason::Host(Compat::Misfit {
             vcpu,
             misfit: Misfit::Offset {
                 component: ComponentId::XTILEDATA,
@@ -522,6 +531,6 @@ fn a_guest_with_live_tiles() {
         change(offer, 7, 0, |[a, b, c, d]| [a, b, c, d & !(1 << 25)]);
     });
     let feature = Feature::Amx(AmxFeatures::INT8);
-    assert_eq!(part, [Compat::Feature { feature, active }.into()]);
+    assert_eq!(part, [Compat::Feature { feature, usage }.into()]);
     guest.goes_on();
 }

@@ -4,9 +4,10 @@ use std::io;
 use std::path::PathBuf;
 
 use thiserror::Error;
-use xsave_state::wire::{ContainerError, DecodeError, MemberError};
+use xsave_state::wire::Unreadable;
 
 use super::Format;
+use crate::vcpu::Owner;
 
 /// A file that cannot be opened as saved state.
 #[derive(Debug, Error)]
@@ -37,7 +38,7 @@ pub enum OpenError {
     /// None of the formats.
     #[error(
         "unknown format: expected at byte 0 one of \"{{\" (Cloud Hypervisor's state.json), \
-         \"vcpu \" (Firecracker's snapshot-editor), 89 \"XSTATE\" or 89 \"XVCPUS\" (vmm-amx), 7f \
+         \"vcpu \" (Firecracker's snapshot-editor), 89 \"XSTATE\" (vmm-amx), 7f \
          \"ELF\" (core dump), or a raw area of 576 to 65536 bytes; found {file_bytes} bytes that \
          begin with {first:02x?}"
     )]
@@ -47,15 +48,26 @@ pub enum OpenError {
         /// Length in bytes.
         file_bytes: u64,
     },
+    /// None of the formats, and no raw area although it could be by its length.
+    #[error(
+        "unknown format: it begins like none that is known here, and its {file_bytes} bytes are no \
+         raw area: MXCSR, bytes 24 to 27, would be {mxcsr:#x}, which no processor writes"
+    )]
+    NotAnArea {
+        /// Length in bytes.
+        file_bytes: usize,
+        /// Bytes 24 to 27.
+        mxcsr: u32,
+    },
     /// A state of ours that is damaged.
     #[error("not a valid state: {0}")]
-    State(#[source] DecodeError),
-    /// A container of ours that is damaged.
-    #[error("not a valid container: {0}")]
-    Container(#[source] ContainerError),
-    /// One state of a container that is damaged.
-    #[error(transparent)]
-    Member(MemberError),
+    State(Unreadable),
+    /// Two states of ours have the same number: nobody knows which is the vCPU's.
+    #[error("{owner} is in the file twice: only one of the two states can be its own")]
+    Twice {
+        /// Whose they say they are.
+        owner: Owner,
+    },
     /// It is not JSON, or not of that shape.
     #[error("byte {offset} of {place}: {message}")]
     Json {

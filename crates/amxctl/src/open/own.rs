@@ -1,76 +1,35 @@
-//! The states and containers of xsave-state.
+//! The states of xsave-state, one behind the other.
 
-use xsave_state::ComponentId;
-use xsave_state::wire::{Blob, Container, Record};
+use xsave_state::wire::{self, Blob};
 
 use super::OpenError;
 use crate::vcpu::{Owner, Places, Vcpu};
 
-const LINE_BYTES: usize = 64;
-
-pub(super) fn state(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
-    let blob = Blob::parse(bytes).map_err(OpenError::State)?;
-    Ok(vec![vcpu(0, &blob)])
-}
-
-pub(super) fn container(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
-    let container = Container::open(bytes).map_err(OpenError::Container)?;
-    container
-        .members()
-        .map(|member| {
-            let blob = member.blob().map_err(OpenError::Member)?;
-            Ok(vcpu(member.vcpu(), &blob))
-        })
-        .collect()
+pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
+    let mut vcpus: Vec<Vcpu> = Vec::new();
+    // A state of version 1 has no number; it was alone in its file.
+    for (place, encoded) in (0..).zip(wire::states(bytes)) {
+        let encoded = encoded.map_err(OpenError::State)?;
+        let blob = encoded.blob().map_err(OpenError::State)?;
+        vcpus.push(vcpu(encoded.vcpu().unwrap_or(place), &blob));
+    }
+    vcpus.sort_by_key(|vcpu| vcpu.owner);
+    let mut pairs = vcpus.iter().zip(vcpus.iter().skip(1));
+    if let Some((twice, _)) = pairs.find(|(a, b)| a.owner == b.owner) {
+        return Err(OpenError::Twice { owner: twice.owner });
+    }
+    Ok(vcpus)
 }
 
 /// The area as it would be, although the state may break a rule: so it can be looked at.
-fn vcpu(id: u32, blob: &Blob<'_>) -> Vcpu {
-    let layout = blob.layout().clone();
-    let mut area = vec![0; layout.standard_size()];
-    put(
-        &mut area,
-        0,
-        &xsave_state::legacy::INITIAL_FCW.to_le_bytes(),
-    );
-    for record in blob.records() {
-        let offset = layout.component(record.id()).and_then(|c| c.offset());
-        if let Some(offset) = offset {
-            expand(&record, area.get_mut(offset..).unwrap_or_default());
-        }
-    }
-    put(&mut area, 24, &blob.mxcsr().to_le_bytes());
-    put(&mut area, 512, &blob.xstate_bv().bits().to_le_bytes());
+fn vcpu(id: u32, blob: &Blob) -> Vcpu {
     let registers = blob.registers();
     Vcpu {
         owner: Owner::Vcpu(id),
-        area,
-        places: Places::Layout(layout),
+        area: blob.area().to_vec(),
+        places: Places::Layout(blob.layout().clone()),
         xcr0: Some(registers.xcr0),
         xfd: Some(registers.xfd),
         xfd_err: Some(registers.xfd_err),
-    }
-}
-
-fn expand(record: &Record<'_>, component: &mut [u8]) {
-    // XMM lies behind x87: no line of x87 may reach into it.
-    let size = record.size().min(component.len());
-    let component = component.get_mut(..size).unwrap_or_default();
-    let mut stored = record.stored();
-    for (number, line) in component.chunks_mut(LINE_BYTES).enumerate() {
-        if record.is_stored(number) {
-            let (first, rest) = stored.split_at(line.len().min(stored.len()));
-            put(line, 0, first);
-            stored = rest;
-        } else if record.id() == ComponentId::X87 {
-            line.fill(0);
-        }
-    }
-}
-
-fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
-    let there = bytes.get_mut(at..).unwrap_or_default();
-    for (to, &from) in there.iter_mut().zip(value) {
-        *to = from;
     }
 }

@@ -6,6 +6,7 @@ use xsave_state::layout::MAX_AREA_BYTES;
 use xsave_state::{LayoutError, XFeatures};
 
 use crate::amx::{AmxFeatures, TmulLimits};
+use crate::bits::Bits;
 
 /// Two leaves, or two numbers in one, that cannot both be true.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
@@ -16,6 +17,15 @@ pub enum Contradiction {
     Xsave {
         /// CPUID.(EAX=0DH,ECX=0):EDX:EAX.
         user: XFeatures,
+    },
+    /// There is XSAVE, but 0DH has no component: the leaf is empty, or above the highest.
+    #[error(
+        "CPUID.1:ECX.XSAVE[26] is 1, but CPUID.0DH.0 has no component (the highest leaf is \
+         {max_leaf:#x})"
+    )]
+    XsaveWithoutComponents {
+        /// CPUID.0H:EAX.
+        max_leaf: u32,
     },
     /// 0DH has a part of components that XCR0 enables together (SDM Vol. 1 §13.3): KVM takes the
     /// table, and the guest can never enable them.
@@ -50,8 +60,8 @@ pub enum Contradiction {
     /// It changes with XCR0, so that the check asks for any, not for the current one. KVM
     /// [writes it anew](Self::is_recomputed_by_kvm).
     #[error(
-        "CPUID.0DH.0:EBX gives {reported_bytes} bytes for the components that are enabled, which \
-         no XCR0 makes; all of them make {all_bytes}"
+        "CPUID.0DH.0:EBX (bytes for the current XCR0) is {reported_bytes}, which no legal XCR0 \
+         produces; all components produce {all_bytes}"
     )]
     EnabledSize {
         /// CPUID.(EAX=0DH,ECX=0):EBX.
@@ -66,8 +76,8 @@ pub enum Contradiction {
     /// It changes with both, so that the check asks for any values, not for the current ones. KVM
     /// [writes it anew](Self::is_recomputed_by_kvm).
     #[error(
-        "CPUID.0DH.1:EBX gives {reported_bytes} bytes for the components that are enabled, which \
-         no XCR0 and IA32_XSS make; all of them make {all_bytes}"
+        "CPUID.0DH.1:EBX (bytes for the current XCR0 and IA32_XSS) is {reported_bytes}, which no \
+         legal values produce; all components produce {all_bytes}"
     )]
     CompactedSize {
         /// CPUID.(EAX=0DH,ECX=1):EBX.
@@ -92,7 +102,8 @@ pub enum Contradiction {
     /// (arch/x86/kvm/cpuid.c, `__do_cpuid_func`). Kernels before 6.4 leave XTILECFG there.
     #[error(
         "CPUID.7 has {features} and CPUID.0DH.1 has XFD, but CPUID.0DH.0 has {user} without \
-         XTILEDATA: KVM was asked before the permission was requested"
+         XTILEDATA: this CPUID was read before the permission; ask KVM again after \
+         ARCH_REQ_XCOMP_GUEST_PERM"
     )]
     BeforePermission {
         /// The AMX features of leaf 7.
@@ -210,6 +221,29 @@ pub enum Contradiction {
         leaf_7: AmxFeatures,
         /// Those of [`AmxFeatures::ALIASED`] in leaf 1EH.
         leaf_1e: AmxFeatures,
+    },
+    /// Features need components that are not there: software that goes by the feature alone gets #UD.
+    #[error("CPUID has {features}, but CPUID.0DH lacks {missing}, which they need")]
+    Dependents {
+        /// The features.
+        features: Bits,
+        /// The components.
+        missing: XFeatures,
+    },
+    /// A leaf has an entry without the sub-leaf flag (KVM_CPUID_FLAG_SIGNIFCANT_INDEX) beside others.
+    /// KVM takes the first that answers: what stands behind it, the guest never sees.
+    #[error(
+        "leaf {leaf:#x} has {entries} entries, and one of them lacks the sub-leaf flag \
+         (KVM_CPUID_FLAG_SIGNIFCANT_INDEX): it answers for every sub-leaf, and hides {hidden} of the \
+         others"
+    )]
+    Unflagged {
+        /// The leaf.
+        leaf: u32,
+        /// All entries of the leaf.
+        entries: usize,
+        /// Those behind it with other values.
+        hidden: usize,
     },
     /// Two entries of a table give different values for the same leaf and sub-leaf. KVM takes the
     /// first.

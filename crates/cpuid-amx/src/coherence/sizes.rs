@@ -4,21 +4,18 @@ use alloc::vec::Vec;
 
 use xsave_state::format::EXTENDED_OFFSET;
 use xsave_state::layout::MAX_AREA_BYTES;
-use xsave_state::{ComponentId, Layout, XFeatures};
+use xsave_state::{ComponentId, Layout, XFeatures, xcr0};
 
 /// The user components that XCR0 enables together, each set with all that it needs (SDM Vol. 1
 /// §13.3): a legal XCR0 is x87 and any number of these.
 fn groups(user: XFeatures) -> impl Iterator<Item = XFeatures> {
-    let known = [
-        XFeatures::MPX,
-        XFeatures::AVX512 | XFeatures::AVX,
-        XFeatures::AMX,
-    ];
-    let single = user - (XFeatures::MPX | XFeatures::AVX512 | XFeatures::AMX);
-    known
+    let groups = xcr0::RULES.map(|rule| (rule.together, rule.together | rule.requires));
+    let together: XFeatures = groups.iter().map(|(together, _)| *together).collect();
+    groups
         .into_iter()
+        .map(|(_, all)| all)
         .filter(move |&group| user.contains(group))
-        .chain(single.components().map(ComponentId::bit))
+        .chain((user - together).components().map(ComponentId::bit))
 }
 
 /// What CPUID.(EAX=0DH,ECX=0):EBX is for the legal values of XCR0: the area ends where the last of
@@ -54,8 +51,9 @@ fn layout_ends(layout: &Layout, all: XFeatures, limit: usize, avx: bool) -> Vec<
     let mut ends = alloc::vec![EXTENDED_OFFSET];
     let mut rest = all - XFeatures::LEGACY;
     while let Some(id) = rest.components().next() {
-        let group = [XFeatures::MPX, XFeatures::AVX512, XFeatures::AMX]
+        let group = xcr0::RULES
             .into_iter()
+            .map(|rule| rule.together)
             .find(|group| group.contains(id.bit()))
             .unwrap_or(id.bit());
         rest -= group;

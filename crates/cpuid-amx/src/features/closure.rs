@@ -2,17 +2,10 @@
 
 use alloc::vec::Vec;
 
-use xsave_state::{ComponentId, Layout, LayoutError, XFeatures};
+use xsave_state::{ComponentId, Layout, LayoutError, XFeatures, xcr0};
 
-use crate::amx::{AmxFeatures, XSAVE_BIT};
+use crate::amx::AmxFeatures;
 use crate::features::{FeatureSet, XsaveFeatures};
-
-/// Those that XCR0 takes only together (SDM Vol. 1 §13.3), and what they need.
-const TOGETHER: [XFeatures; 3] = [
-    XFeatures::MPX,
-    XFeatures::AVX512.union(XFeatures::AVX),
-    XFeatures::AMX,
-];
 
 impl FeatureSet {
     /// Whether every feature has what it needs.
@@ -50,18 +43,8 @@ impl FeatureSet {
         if !self.xsave.contains(XsaveFeatures::XSAVES) {
             self.components.retain(|_, shape| !shape.supervisor);
         }
-        for together in TOGETHER {
-            let user = self.user();
-            if user.intersects(together) && !user.contains(together) {
-                // AVX is needed by AVX-512, and does not need it.
-                let lost = if together.contains(XFeatures::AVX) {
-                    XFeatures::AVX512
-                } else {
-                    together
-                };
-                self.remove(lost);
-            }
-        }
+        let user = self.user();
+        self.remove(user - xcr0::largest_within(user, user));
         while let Err(error) = self.layout() {
             let lost = self.cause(&error);
             self.remove(lost);
@@ -111,8 +94,9 @@ impl FeatureSet {
             self.remove(XFeatures::AMX);
             self.palettes = Vec::new();
             self.tmul = None;
-            self.has_1eh_1 = false;
         }
+        // A sub-leaf of zeros is not there.
+        self.has_1eh_1 &= self.amx.intersects(AmxFeatures::IN_LEAF_1EH);
     }
 
     fn remove(&mut self, components: XFeatures) {
@@ -124,8 +108,7 @@ impl FeatureSet {
     fn layout(&self) -> Result<Layout, LayoutError> {
         Layout::from_cpuid(|leaf, subleaf| match leaf {
             0 => [0xd, 0, 0, 0],
-            1 => [0, 0, XSAVE_BIT, 0],
-            0xd => self.leaf(leaf, subleaf),
+            1 | 0xd => self.leaf(leaf, subleaf),
             _ => [0; 4],
         })
     }

@@ -1,7 +1,8 @@
 //! The registers that say what a set of features says.
 
+use xsave_state::Palette;
 use xsave_state::format::EXTENDED_OFFSET;
-use xsave_state::{ComponentId, Palette, XFeatures};
+use xsave_state::{ComponentId, XFeatures};
 
 use crate::amx::{AmxFeatures, LEAF_7};
 use crate::features::{ComponentShape, FeatureSet, XsaveFeatures};
@@ -125,10 +126,11 @@ pub(super) fn leaf_tmul(set: &FeatureSet, subleaf: u32) -> [u32; 4] {
     }
 }
 
-/// Features elsewhere in CPUID that need user components: without them software must not find the
-/// features either (SDM Vol. 1 §13.3, §14.3, §15.2; Vol. 2, CPUID; AMD APM Vol. 3, appendix E).
-/// Those that only need a supervisor component work without XSAVES, and are left alone.
-pub(crate) fn user_dependents() -> impl Iterator<Item = (XFeatures, u32, u32, [u32; 4])> {
+/// Features elsewhere in CPUID that need components: without them software must not find the
+/// features either (SDM Vol. 1 §13.3, §14.3, §15.2; Vol. 2, CPUID; AMD APM Vol. 3, appendix E). Of those
+/// that need a supervisor component, shadow stacks and indirect branch tracking: KVM takes them away
+/// where IA32_XSS lacks CET (arch/x86/kvm/x86.c, `kvm_setup_xss_caps`). The others work without XSAVES.
+pub(crate) fn dependents() -> impl Iterator<Item = (XFeatures, u32, u32, [u32; 4])> {
     let avx512 = XFeatures::AVX512.union(XFeatures::AVX);
     [
         // FMA, AVX, F16C
@@ -169,6 +171,16 @@ pub(crate) fn user_dependents() -> impl Iterator<Item = (XFeatures, u32, u32, [u
         (XFeatures::PKRU, LEAF_7, 0, [0, 0, 1 << 3 | 1 << 4, 0]),
         // APX_F
         (XFeatures::APX, LEAF_7, 1, [0, 0, 0, 1 << 21]),
+        // The version of AVX10 and what belongs to it.
+        (avx512, 0x24, 0, [u32::MAX; 4]),
+        (avx512, 0x24, 1, [u32::MAX; 4]),
+        // SHSTK; IBT
+        (
+            XFeatures::CET_U.union(XFeatures::CET_S),
+            LEAF_7,
+            0,
+            [0, 0, 1 << 7, 1 << 20],
+        ),
         // With XSAVE goes OSXSAVE.
         (XFeatures::LEGACY, 1, 0, [0, 0, 1 << 27, 0]),
     ]

@@ -2,8 +2,8 @@
 
 use xsave_state::{ComponentId, XFeatures};
 
-use crate::kvm::arch_prctl::{self, Mask};
 use crate::permission::PermissionError;
+use crate::permission::arch_prctl::{self, Mask};
 
 /// Proof that this process may expose [`XFeatures::XTILEDATA`] to its guests.
 ///
@@ -49,7 +49,7 @@ impl GuestPermission {
     }
 
     /// A proof of nothing, to see what KVM does without permission.
-    #[cfg(test)]
+    #[cfg(all(test, feature = "kvm"))]
     pub(crate) const fn pretend() -> Self {
         Self {
             granted: XFeatures::XTILEDATA,

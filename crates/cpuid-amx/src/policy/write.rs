@@ -1,42 +1,16 @@
 //! Writes a set of features into a table: all of it, or nothing.
 
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use core::fmt;
 
 use xsave_state::{ComponentId, Layout, XFeatures};
 
-use crate::amx::{LEAF_7, LEAF_TILES, LEAF_TMUL, LEAF_XSAVE, XSAVE_BIT};
+use crate::amx::{LEAF_7, LEAF_TILES, LEAF_TMUL, LEAF_XSAVE};
+use crate::bits::Register;
 use crate::coherence::{is_compacted_size, standard_sizes};
-use crate::features::{FeatureSet, XsaveFeatures, user_dependents};
+use crate::features::{FeatureSet, XsaveFeatures, dependents};
 use crate::table::{CpuidTable, Entry, Table, TableFull, has_subleaves};
-
-/// A register of CPUID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Register {
-    /// EAX.
-    Eax,
-    /// EBX.
-    Ebx,
-    /// ECX.
-    Ecx,
-    /// EDX.
-    Edx,
-}
-
-impl Register {
-    const ALL: [Self; 4] = [Self::Eax, Self::Ebx, Self::Ecx, Self::Edx];
-}
-
-impl fmt::Display for Register {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Eax => "EAX",
-            Self::Ebx => "EBX",
-            Self::Ecx => "ECX",
-            Self::Edx => "EDX",
-        })
-    }
-}
 
 /// One register that a policy changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,10 +55,15 @@ struct Rewritten {
 
 /// What has to be written.
 #[derive(Clone, Debug)]
-pub(super) struct Plan(Vec<Rewritten>);
+pub(super) struct Plan {
+    rewritten: Vec<Rewritten>,
+    /// Leaves whose entries become one for each sub-leaf, also where no value changes.
+    mixed: BTreeSet<u32>,
+}
 
 impl Plan {
-    pub(super) fn new(table: &Table, features: &FeatureSet) -> Self {
+    /// `mixed` are leaves with entries that hide others: see [`coherence`](crate::coherence).
+    pub(super) fn new(table: &Table, features: &FeatureSet, mixed: BTreeSet<u32>) -> Self {
         let mut places: Vec<(u32, u32)> = [(1, 0), (LEAF_7, 0), (LEAF_7, 1)].into();
         places.extend((0..u32::from(ComponentId::COUNT)).map(|subleaf| (LEAF_XSAVE, subleaf)));
         let known = features.palettes.len().max(1);
@@ -93,15 +72,16 @@ impl Plan {
             let there = table.entries().filter(|entry| entry.leaf == leaf);
             places.extend(there.filter_map(|entry| Some((leaf, entry.subleaf?))));
         }
-        places.extend(user_dependents().map(|(_, leaf, subleaf, _)| (leaf, subleaf)));
+        places.extend(dependents().map(|(_, leaf, subleaf, _)| (leaf, subleaf)));
         places.sort_unstable();
         places.dedup();
 
+        let components = features.user() | features.supervisor();
         let rewritten = places.into_iter().map(|(leaf, subleaf)| {
             let old = table.leaf(leaf, subleaf);
             let mut new = registers(features, leaf, subleaf, old);
-            for (needs, at, below, bits) in user_dependents() {
-                if (at, below) == (leaf, subleaf) && !features.user().contains(needs) {
+            for (needs, at, below, bits) in dependents() {
+                if (at, below) == (leaf, subleaf) && !components.contains(needs) {
                     for (register, bits) in new.iter_mut().zip(bits) {
                         *register &= !bits;
                     }
@@ -115,33 +95,39 @@ impl Plan {
             }
         });
         let rewritten: Vec<Rewritten> = rewritten.collect();
-        let is_changed = |r: &Rewritten| r.old != r.new;
+        let is_changed = |r: &&Rewritten| r.old != r.new;
+        let mut anew: BTreeSet<u32> = rewritten
+            .iter()
+            .filter(is_changed)
+            .map(|r| r.leaf)
+            .collect();
+        anew.extend(&mixed);
         // The entry for every sub-leaf of a leaf that changes goes, and what it said of those that
         // stay has to be said anew.
-        let stays = |r: &Rewritten| {
+        let stays = |r: &&Rewritten| {
             let found = table.find_leaf(r.leaf, r.subleaf);
             r.new != [0; 4]
                 && has_subleaves(r.leaf)
                 && found.is_some_and(|found| found.subleaf.is_none())
-                && rewritten
-                    .iter()
-                    .any(|other| other.leaf == r.leaf && is_changed(other))
+                && anew.contains(&r.leaf)
         };
         let written = rewritten.iter().filter(|r| is_changed(r) || stays(r));
-        Self(written.copied().collect())
+        Self {
+            rewritten: written.copied().collect(),
+            mixed,
+        }
     }
 
     /// Nothing can fail once something visible has changed: sub-leaves that are missing are added
     /// first, and taken away again where there is no room for all.
     pub(super) fn apply(&self, table: &mut impl CpuidTable) -> Result<(), TableFull> {
+        let mut leaves: BTreeSet<u32> = self.rewritten.iter().map(|r| r.leaf).collect();
+        leaves.extend(&self.mixed);
+        leaves.retain(|leaf| has_subleaves(*leaf));
         // An entry for every sub-leaf of a leaf that has sub-leaves becomes one for each.
-        let all_subleaves = |entry: &Entry| {
-            entry.subleaf.is_none()
-                && has_subleaves(entry.leaf)
-                && self.0.iter().any(|r| r.leaf == entry.leaf)
-        };
-        let every: Vec<Entry> = table.entries().filter(all_subleaves).collect();
-        let wanted: Vec<Entry> = self.0.iter().map(Rewritten::entry).collect();
+        let is_split = |entry: &Entry| entry.subleaf.is_none() && leaves.contains(&entry.leaf);
+        let hidden = hidden(table, &leaves);
+        let wanted: Vec<Entry> = self.rewritten.iter().map(Rewritten::entry).collect();
         let same = |a: &Entry, b: &Entry| a.leaf == b.leaf && a.subleaf == b.subleaf;
         let missing: Vec<Entry> = wanted
             .iter()
@@ -151,7 +137,7 @@ impl Plan {
                     return false;
                 }
                 let found = table.find_leaf(wanted.leaf, wanted.subleaf.unwrap_or(0));
-                let answered = found.is_some_and(|found| !all_subleaves(&found));
+                let answered = found.is_some_and(|found| !is_split(&found));
                 !answered && !table.entries().any(|entry| same(&entry, wanted))
             })
             .copied()
@@ -164,42 +150,59 @@ impl Plan {
             }
         }
 
-        // Behind an entry for every sub-leaf: nobody has seen them.
-        let hidden: Vec<Entry> = table
-            .entries()
-            .filter(|entry| {
-                let answer = |subleaf| table.find_leaf(entry.leaf, subleaf);
-                let seen = entry.subleaf.and_then(answer);
-                seen.is_some_and(|seen| every.iter().any(|e| same(e, &seen)))
-            })
+        let wanted: BTreeMap<(u32, u32), [u32; 4]> = self
+            .rewritten
+            .iter()
+            .map(|r| ((r.leaf, r.subleaf), r.new))
             .collect();
-        let mut seen: Vec<Entry> = Vec::new();
+        let mut seen: BTreeMap<(u32, Option<u32>), [u32; 4]> = BTreeMap::new();
         table.update_entries(|entry| {
-            if every.iter().any(|e| same(e, &entry)) {
+            if is_split(&entry) {
                 return None;
             }
-            let wanted = wanted.iter().find(|w| {
-                w.leaf == entry.leaf && (entry.subleaf.is_none() || w.subleaf == entry.subleaf)
-            });
+            let leaf = entry.leaf;
+            let wanted = match entry.subleaf {
+                Some(subleaf) => wanted.get(&(leaf, subleaf)),
+                None => wanted
+                    .range((leaf, 0)..=(leaf, u32::MAX))
+                    .map(|(_, value)| value)
+                    .next(),
+            };
             let value = match wanted {
-                Some(wanted) => wanted.value,
-                None if hidden.iter().any(|h| same(h, &entry)) => return None,
+                Some(wanted) => *wanted,
+                None if entry.subleaf.is_some_and(|s| hidden.contains(&(leaf, s))) => return None,
                 None => entry.value,
             };
-            match seen.iter().find(|s| same(s, &entry)) {
-                // Nobody sees the second.
-                Some(first) if first.value != value => return None,
-                Some(_) => {}
-                None => seen.push(Entry { value, ..entry }),
-            }
-            Some(value)
+            // Nobody sees the second.
+            let first = *seen.entry((leaf, entry.subleaf)).or_insert(value);
+            (first == value).then_some(value)
         });
         Ok(())
     }
 
     pub(super) fn into_changes(self) -> Vec<Change> {
-        self.0.iter().flat_map(Rewritten::changes).collect()
+        self.rewritten.iter().flat_map(Rewritten::changes).collect()
     }
+}
+
+/// The sub-leaves of these leaves that nobody sees: an entry for every sub-leaf stands before theirs.
+fn hidden(table: &impl CpuidTable, leaves: &BTreeSet<u32>) -> BTreeSet<(u32, u32)> {
+    let mut covered = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    let mut hidden = BTreeSet::new();
+    for entry in table.entries().filter(|entry| leaves.contains(&entry.leaf)) {
+        match entry.subleaf {
+            None => drop(covered.insert(entry.leaf)),
+            Some(subleaf) if !covered.contains(&entry.leaf) => {
+                seen.insert((entry.leaf, subleaf));
+            }
+            Some(subleaf) if !seen.contains(&(entry.leaf, subleaf)) => {
+                hidden.insert((entry.leaf, subleaf));
+            }
+            Some(_) => {}
+        }
+    }
+    hidden
 }
 
 impl Rewritten {
@@ -277,10 +280,12 @@ fn registers(features: &FeatureSet, leaf: u32, subleaf: u32, old: [u32; 4]) -> [
 }
 
 fn layout(features: &FeatureSet) -> Option<Layout> {
+    if !features.xsave.contains(XsaveFeatures::XSAVE) {
+        return None;
+    }
     Layout::from_cpuid(|leaf, subleaf| match leaf {
         0 => [LEAF_XSAVE, 0, 0, 0],
-        1 => [0, 0, XSAVE_BIT, 0],
-        LEAF_XSAVE => features.leaf(leaf, subleaf),
+        1 | LEAF_XSAVE => features.leaf(leaf, subleaf),
         _ => [0; 4],
     })
     .ok()

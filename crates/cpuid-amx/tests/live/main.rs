@@ -12,7 +12,6 @@
 )]
 
 mod cpuid;
-mod host;
 mod permission;
 mod policy;
 mod process;

@@ -9,7 +9,7 @@ use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{VcpuFd, VmFd};
 
 use crate::process::alone;
-use crate::vm::{has_amx, supported, vm};
+use crate::vm::{has_amx, supported, vm, without_amx};
 
 /// A vCPU that has this table, and the table that KVM made of it.
 fn vcpu_with(vm: &VmFd, id: u64, cpuid: &CpuId, permission: &GuestPermission) -> (VcpuFd, Table) {
@@ -84,9 +84,9 @@ fn a_table_from_before_the_permission_becomes_coherent() {
     }
     let Some((kvm, vm)) = vm() else { return };
     let mut before = supported(&kvm);
-    let rewrites = cpuid_amx::host::probe()
-        .kvm
-        .is_ok_and(|kvm| kvm.rewritten.is_some());
+    let other = vm.create_vcpu(1).unwrap();
+    let rewrites = set_cpuid(&other, &without_amx(&kvm), None)
+        .is_ok_and(|set| set.unexpected().next().is_some());
     Policy::expose_all().apply(&mut before).unwrap();
     assert_eq!(coherence::check(&before), []);
     assert_eq!(features(&before).amx, AmxFeatures::empty());

@@ -11,7 +11,7 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
-#[cfg(feature = "kvm")]
+#[cfg(feature = "kvm-ioctls")]
 #[expect(unsafe_code, reason = "the bare ioctls, to compare with")]
 mod live;
 mod ratios;
@@ -29,10 +29,10 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut measured = parse(&mut criterion);
     measured.extend(wire::encode_and_decode(&mut criterion));
-    #[cfg(feature = "kvm")]
+    #[cfg(feature = "kvm-ioctls")]
     measured.extend(live::capture_and_restore(&mut criterion));
-    #[cfg(not(feature = "kvm"))]
-    eprintln!("capture and restore are left out: add --features kvm");
+    #[cfg(not(feature = "kvm-ioctls"))]
+    eprintln!("capture and restore are left out: add --features kvm-ioctls");
     criterion.final_summary();
     ratios::print(&measured);
 }

@@ -208,7 +208,7 @@ mod tests {
             (0x7bff, 65504.0),
             (0x0400, 6.103_515_6e-5),
             (0x0001, 5.960_464_5e-8),
-            (0x83ff, -6.097_555_2e-5),
+            (0x83ff, -6.097_555e-5),
             (0x7c00, f32::INFINITY),
         ] {
             assert_eq!(from_fp16(bits.to_le_bytes()), value, "{bits:04x}");

@@ -3,7 +3,6 @@
 use serde::{Deserialize, Serialize};
 
 use super::frame::VERSION;
-use crate::features;
 use crate::fit::{self, Reason, Unfit};
 use crate::host::Host;
 use crate::memory::MAX_MEMORY_BYTES;
@@ -16,19 +15,15 @@ use crate::vm::MAX_VCPUS;
 pub struct Offer {
     /// [`VERSION`].
     pub version: u32,
-    /// The host, as cpuid-amx describes it: docs/host.schema.json.
+    /// The host, as host-compat describes it: docs/host.schema.json.
     #[serde(with = "json")]
-    pub host: cpuid_amx::Host,
+    pub host: host_compat::Host,
     /// The most vCPUs of a guest.
     pub vcpus: u32,
     /// The most memory of a guest, in bytes.
     pub memory_bytes: u64,
     /// KVM_GET_MSR_INDEX_LIST.
     pub msrs: Vec<u32>,
-    /// KVM_GET_TSC_KHZ of a vCPU that was not told otherwise; `None` where KVM does not know.
-    pub tsc_khz: Option<u32>,
-    /// A vCPU's TSC can have another frequency.
-    pub scales_tsc: bool,
 }
 
 /// A guest that wants to move.
@@ -48,8 +43,6 @@ impl Offer {
             vcpus: host.max_vcpus().min(MAX_VCPUS.into()),
             memory_bytes: MAX_MEMORY_BYTES,
             msrs: host.msr_indices().to_vec(),
-            tsc_khz: host.tsc_khz(),
-            scales_tsc: host.scales_tsc(),
         }
     }
 
@@ -58,12 +51,7 @@ impl Offer {
     /// A guest that runs has read its CPUID, and nobody can take back what it has seen. So a feature
     /// that it sees and does not use is a reason too.
     pub(crate) fn check(&self, guest: &Candidate<'_>) -> Result<(), Unfit> {
-        let mut reasons: Vec<Reason> = fit::extended(guest.vcpus, &self.host).collect();
-        // All vCPUs of a guest have the same features; the host without KVM has been named.
-        let sees = guest.vcpus.first().map(|vcpu| &vcpu.cpuid);
-        if let Some((sees, has)) = sees.zip(self.host.guest_cpuid()) {
-            reasons.extend(features::missing(sees, has));
-        }
+        let mut reasons = fit::reasons(guest.vcpus, guest.tsc_khz, &self.host);
         reasons.extend(self.registers(guest.vcpus));
         let vcpus = u32::try_from(guest.vcpus.len()).unwrap_or(u32::MAX);
         if vcpus > self.vcpus {
@@ -74,15 +62,6 @@ impl Offer {
             reasons.push(Reason::Memory {
                 memory_bytes: guest.memory_bytes,
                 limit_bytes: self.memory_bytes,
-            });
-        }
-        if let Some((guest_khz, host_khz)) = guest.tsc_khz.zip(self.tsc_khz)
-            && !self.scales_tsc
-            && !same_frequency(guest_khz, host_khz)
-        {
-            reasons.push(Reason::Tsc {
-                guest_khz,
-                host_khz,
             });
         }
         Unfit::unless_empty(reasons)
@@ -103,16 +82,10 @@ impl Offer {
     }
 }
 
-/// Within the 250 ppm up to which KVM does not scale (arch/x86/kvm/x86.c, `tsc_tolerance_ppm`).
-fn same_frequency(a_khz: u32, b_khz: u32) -> bool {
-    let difference = u64::from(a_khz.abs_diff(b_khz));
-    difference.saturating_mul(1_000_000) <= u64::from(a_khz).saturating_mul(250)
-}
-
 /// A description as JSON text within another format: it is a document for formats that name their
 /// fields.
 mod json {
-    use cpuid_amx::Host;
+    use host_compat::Host;
     use serde::{Deserialize, Deserializer, Serializer, de, ser};
 
     pub(super) fn serialize<S: Serializer>(host: &Host, serializer: S) -> Result<S::Ok, S::Error> {
@@ -128,8 +101,11 @@ mod json {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use cpuid_amx::host::MAX_ENTRIES;
-    use cpuid_amx::{CpuidTable, Entry, Host, Table};
+    use cpuid_amx::{Bits, Register};
+    use cpuid_amx::{CpuidTable, Entry, Table};
+    use host_compat::Host;
+    use host_compat::compat::{Reason as Compat, Usage};
+    use host_compat::host::{KvmFacts, MAX_ENTRIES, Tsc};
 
     use super::*;
     use crate::snapshot::tests::{cpuid, snapshot};
@@ -141,9 +117,11 @@ pub(super) mod tests {
             vcpus: 2,
             memory_bytes: 64 << 12,
             msrs: msrs.collect(),
-            tsc_khz: Some(2_000_000),
-            scales_tsc: false,
         }
+    }
+
+    fn kvm(offer: &mut Offer) -> &mut KvmFacts {
+        offer.host.kvm.as_mut().unwrap()
     }
 
     pub(crate) fn small_offer() -> Offer {
@@ -161,16 +139,18 @@ pub(super) mod tests {
         let table: Table = (0..256).map(entry).collect();
         assert_eq!(table.len(), MAX_ENTRIES);
         let mut offer = offer(table.clone(), 0xffff_f000..0xffff_f400);
-        let Ok(kvm) = &mut offer.host.kvm else {
-            panic!("it has one")
-        };
-        kvm.rewritten = Some(table);
+        kvm(&mut offer).rewritten = Some(table);
         offer
     }
 
     /// Where the guest of `snapshot` comes from.
     fn home() -> Offer {
-        offer(cpuid().entries().collect(), [0x10].into_iter())
+        let mut offer = offer(cpuid().entries().collect(), [0x10].into_iter());
+        kvm(&mut offer).tsc = Some(Tsc {
+            khz: 2_000_000,
+            scales: false,
+        });
+        offer
     }
 
     fn reasons(offer: &Offer) -> Vec<Reason> {
@@ -208,16 +188,23 @@ pub(super) mod tests {
             }]
         );
         assert_eq!(
-            less(|offer| offer.tsc_khz = Some(2_100_000)),
-            [Reason::Tsc {
+            less(|offer| {
+                kvm(offer).tsc = Some(Tsc {
+                    khz: 2_100_000,
+                    scales: false,
+                });
+            }),
+            [Reason::Host(Compat::Tsc {
                 guest_khz: 2_000_000,
                 host_khz: 2_100_000
-            }]
+            })]
         );
-        assert_eq!(less(|offer| offer.tsc_khz = None), []);
+        assert_eq!(less(|offer| kvm(offer).tsc = None), []);
         let scaled = less(|offer| {
-            offer.tsc_khz = Some(2_100_000);
-            offer.scales_tsc = true;
+            kvm(offer).tsc = Some(Tsc {
+                khz: 2_100_000,
+                scales: true,
+            });
         });
         assert_eq!(scaled, []);
         assert_eq!(
@@ -241,30 +228,30 @@ pub(super) mod tests {
     #[test]
     fn features_are_compared_bit_by_bit_and_amx_once() {
         let mut offer = home();
-        let Ok(kvm) = &mut offer.host.kvm else {
-            panic!("it has one")
-        };
-        let [eax, ebx, ecx, edx] = kvm.cpuid.leaf(7, 0);
+        let cpuid = &mut kvm(&mut offer).cpuid;
+        let [eax, ebx, ecx, edx] = cpuid.leaf(7, 0);
         let value = [eax, ebx & !(1 << 5 | 1 << 16), ecx & !(1 << 4), edx];
-        kvm.cpuid.set_leaf(7, 0, value).unwrap();
-        let reason = Reason::Cpuid {
-            leaf: 7,
-            subleaf: 0,
-            register: "EBX",
-            bits: 1 << 5 | 1 << 16,
+        cpuid.set_leaf(7, 0, value).unwrap();
+        let reason = |mask| {
+            let bits = Bits {
+                leaf: 7,
+                subleaf: 0,
+                register: Register::Ebx,
+                mask,
+            };
+            let usage = Usage::Enabled;
+            Reason::Host(Compat::Bits { bits, usage })
         };
         // ECX[4] follows from CR4.
-        assert_eq!(reasons(&offer), [reason]);
+        assert_eq!(reasons(&offer), [reason(1 << 5), reason(1 << 16)]);
 
-        let Ok(kvm) = &mut offer.host.kvm else {
-            panic!("it has one")
-        };
-        cpuid_amx::Policy::hide_amx().apply(&mut kvm.cpuid).unwrap();
+        let cpuid = &mut kvm(&mut offer).cpuid;
+        cpuid_amx::Policy::hide_amx().apply(cpuid).unwrap();
         let registers: Vec<_> = reasons(&offer)
             .into_iter()
-            .filter(|reason| matches!(reason, Reason::Cpuid { .. }))
+            .filter(|reason| matches!(reason, Reason::Host(Compat::Bits { .. })))
             .collect();
-        assert_eq!(registers.len(), 1, "{registers:?}");
+        assert_eq!(registers.len(), 2, "{registers:?}");
     }
 
     #[test]
@@ -280,19 +267,5 @@ pub(super) mod tests {
         let mut other = bytes;
         other[4] = b'F';
         assert!(postcard::from_bytes::<Offer>(&other).is_err());
-    }
-
-    #[test]
-    fn frequencies_within_kvm_s_tolerance_are_the_same() {
-        for (a, b, same) in [
-            (2_000_000, 2_000_000, true),
-            (2_000_000, 2_000_500, true),
-            (2_000_000, 2_000_501, false),
-            (2_000_000, 1_999_499, false),
-            (0, 1, false),
-            (u32::MAX, 0, false),
-        ] {
-            assert_eq!(same_frequency(a, b), same, "{a} kHz, {b} kHz");
-        }
     }
 }

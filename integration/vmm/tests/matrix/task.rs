@@ -39,7 +39,7 @@ pub(crate) const VECTORS: XFeatures = XFeatures::AVX;
 pub(crate) struct Boot {
     /// Hosts that it will go on on. It is stopped with live tiles where all of them have AMX, and otherwise with
     /// live vectors.
-    pub(crate) others: Vec<cpuid_amx::Host>,
+    pub(crate) others: Vec<host_compat::Host>,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -57,7 +57,7 @@ pub(crate) struct Said {
     pub(crate) host: String,
     /// The guest's kernel, where the guest has booted.
     pub(crate) guest: String,
-    pub(crate) description: Option<cpuid_amx::Host>,
+    pub(crate) description: Option<host_compat::Host>,
     /// Why the snapshot was refused.
     pub(crate) refused: Option<String>,
     /// The components in use on each vCPU at the stop, and its XCR0.
@@ -139,7 +139,7 @@ pub(crate) fn act(task: &str) {
     };
     let host = Host::probe().expect("the lab has KVM");
     match task {
-        Task::Describe => said.description = Some(cpuid_amx::host::probe()),
+        Task::Describe => said.description = Some(host_compat::probe()),
         Task::Boot(boot) => boot.act(&host, &mut said),
         Task::GoOn(go_on) => go_on.act(&host, &mut said),
         Task::Refuse => match Vm::restore(&host, &snapshot()) {
@@ -164,7 +164,7 @@ impl Boot {
         let module = fs::read(folder.join(amx_lab::MSR_MODULE)).expect("it was sent along");
         let mut linux = Linux::new(folder.join(amx_lab::VMLINUX));
         linux.initramfs = initramfs::with_init(&[(amx_lab::MSR_MODULE, &module)]);
-        let has_tiles = |other: &cpuid_amx::Host| {
+        let has_tiles = |other: &host_compat::Host| {
             let features = other.guest_features();
             features.user().contains(XFeatures::XTILEDATA)
         };

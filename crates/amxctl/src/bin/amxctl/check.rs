@@ -2,52 +2,143 @@
 
 use std::fmt::Write;
 
-use cpuid_amx::host::kernel::{Fix, State};
-use cpuid_amx::host::{Capabilities, Obstacle, Permission};
-use cpuid_amx::{CpuidTable, Host};
-use serde_json::json;
+use anyhow::bail;
+use cpuid_amx::{Contradiction, CpuidTable, coherence};
+use host_compat::Host;
+use host_compat::host::{Capabilities, Obstacle, Permission};
+use host_compat::kernel::{FIXES, Fix, State};
+use serde_json::{Value, json};
 use xsave_state::Layout;
 
 use crate::cli::CheckArgs;
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, host};
+use crate::{Answer, Outcome, input};
+
+mod many;
 
 pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<Outcome> {
-    let host = host::this_or(args.host.as_deref())?;
-    let obstacles = host.obstacles();
-    let missing: Vec<_> = fixes(&host)
-        .filter(|(_, state)| *state == State::Absent)
-        .collect();
-    let answer = if !obstacles.is_empty() {
-        Answer::No
-    } else if missing.is_empty() {
-        Answer::Yes
-    } else {
-        Answer::Warning
-    };
+    for id in &args.ignore {
+        if !FIXES.iter().any(|fix| fix.id == *id) {
+            let known: Vec<_> = FIXES.iter().map(|fix| fix.id).collect();
+            bail!(
+                "--ignore {id}: no such fix; the known ones are {}",
+                known.join(", ")
+            );
+        }
+    }
+    if let Some(path) = &args.host
+        && let Some(hosts) = input::fleet(path)?
+    {
+        return many::run(&hosts, args, json);
+    }
+    let host = input::this_or(args.host.as_deref())?;
+    let checked = Checked::of(&host, &args.ignore);
     let text = if json {
-        as_json(&host, &obstacles, answer)?
+        serde_json::to_string_pretty(&checked.as_json(&host))? + "\n"
     } else {
-        text(&host, &obstacles, answer)
+        text(&host, &checked)
     };
-    Ok(Outcome { text, answer })
+    Ok(Outcome {
+        text,
+        answer: checked.answer,
+    })
 }
 
-fn fixes(host: &Host) -> impl Iterator<Item = (&'static Fix, State)> {
-    host.kernel.iter().flat_map(|kernel| kernel.fixes())
+/// What there is to say of a host.
+pub(crate) struct Checked {
+    pub(crate) obstacles: Vec<Obstacle>,
+    pub(crate) fixes: Vec<(&'static Fix, State)>,
+    ignored: Vec<String>,
+    pub(crate) answer: Answer,
 }
 
-fn text(host: &Host, obstacles: &[Obstacle], answer: Answer) -> String {
-    let verdict = match answer {
-        Answer::Yes => console::style("ready for guests with AMX").green().bold(),
-        Answer::Warning => console::style("ready for guests with AMX, but for missing fixes")
-            .yellow()
+impl Checked {
+    pub(crate) fn of(host: &Host, ignore: &[String]) -> Self {
+        let obstacles = host.obstacles();
+        let fixes: Vec<_> = host.fixes().collect();
+        let answer = if !obstacles.is_empty() {
+            Answer::No
+        } else if fixes.iter().any(|(fix, state)| counts(fix, *state, ignore)) {
+            Answer::Warning
+        } else {
+            Answer::Yes
+        };
+        Self {
+            obstacles,
+            fixes,
+            ignored: ignore.to_vec(),
+            answer,
+        }
+    }
+
+    /// Fixes in that state that decide.
+    pub(crate) fn serious(&self, wanted: State) -> usize {
+        let fixes = self.fixes.iter();
+        fixes
+            .filter(|(fix, state)| *state == wanted && counts(fix, *state, &self.ignored))
+            .count()
+    }
+
+    fn as_json(&self, host: &Host) -> Value {
+        let fixes: Vec<_> = self
+            .fixes
+            .iter()
+            .map(|(fix, state)| {
+                json!({
+                    "id": fix.id,
+                    "severity": fix.severity.name(),
+                    "state": match state {
+                        State::Present => "fixed",
+                        State::NotAffected => "not_affected",
+                        State::Absent => "not_fixed",
+                        _ => "unknown",
+                    },
+                    "ignored": self.ignored.iter().any(|id| id == fix.id),
+                    "without": fix.without,
+                })
+            })
+            .collect();
+        json!({
+            "ready": self.answer != Answer::No,
+            "warnings": self.answer == Answer::Warning,
+            "obstacles": self.obstacles.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            "guest_amx": host.guest_features().amx.names().collect::<Vec<_>>(),
+            "fixes": fixes,
+            "host": host,
+        })
+    }
+}
+
+/// Whether a fix keeps a host from being ready without a warning.
+fn counts(fix: &Fix, state: State, ignore: &[String]) -> bool {
+    fix.severity.is_serious()
+        && !matches!(state, State::Present | State::NotAffected)
+        && !ignore.iter().any(|id| id == fix.id)
+}
+
+fn text(host: &Host, checked: &Checked) -> String {
+    let verdict = match checked.answer {
+        Answer::Yes => console::style("ready for guests with AMX".to_owned())
+            .green()
             .bold(),
-        _ => console::style("not ready for guests with AMX").red().bold(),
+        Answer::Warning => {
+            let missing = checked.serious(State::Absent);
+            let unknown = checked.serious(State::Unknown);
+            let defects = [(missing, "not fixed"), (unknown, "not known to be fixed")];
+            let defects = defects.into_iter().filter(|(count, _)| *count > 0);
+            let defects: Vec<_> = defects
+                .map(|(count, what)| format!("{} {what}", screen::count(count, "serious defect")))
+                .collect();
+            let text = format!("ready for guests with AMX, but {}", defects.join(", "));
+            console::style(text).yellow().bold()
+        }
+        _ => console::style("not ready for guests with AMX".to_owned())
+            .red()
+            .bold(),
     };
     let mut text = format!("{}: {verdict}\n", screen::title(&host.name));
     let mut table = screen::table(&[]);
-    for (mark, name, value) in rows(host, obstacles) {
+    for (mark, name, value) in rows(host, &checked.obstacles) {
         table.add_row([
             screen::mark(mark),
             console::style(name).cyan().to_string(),
@@ -55,44 +146,72 @@ fn text(host: &Host, obstacles: &[Obstacle], answer: Answer) -> String {
         ]);
     }
     text.push_str(&screen::indented(&table));
-    text.push_str(&todo(obstacles));
-    text.push_str(&known_fixes(host));
+    text.push_str(&todo(host, &checked.obstacles));
+    text.push_str(&known_fixes(host, checked));
     text
 }
 
 /// What keeps guests from using AMX, and what to do.
-fn todo(obstacles: &[Obstacle]) -> String {
-    if obstacles.is_empty() {
+fn todo(host: &Host, obstacles: &[Obstacle]) -> String {
+    let mut lines: Vec<(Mark, String)> = obstacles
+        .iter()
+        .map(|obstacle| (Mark::Bad, obstacle.to_string()))
+        .collect();
+    for contradiction in contradictions(host) {
+        if !obstacles.contains(&Obstacle::Contradiction(contradiction)) {
+            lines.push((Mark::Bad, contradiction.to_string()));
+        }
+    }
+    let kvm = host.kvm.as_ref();
+    if kvm.is_ok_and(|kvm| kvm.rewritten.is_some()) {
+        lines.push((
+            Mark::Warning,
+            "this KVM takes a guest's CPUID from the processor and not from its VMM: nothing can be \
+             hidden from guests here, and a guest can move only between hosts with the same CPUID; use \
+             a KVM that runs on the processor's own virtualization where guests must move"
+                .to_owned(),
+        ));
+    }
+    for name in &host.unknown {
+        lines.push((
+            Mark::Unknown,
+            format!("{name}: this version does not know this field of the description"),
+        ));
+    }
+    if lines.is_empty() {
         return String::new();
     }
     let mut text = format!("\n  {}\n", screen::title("What to do"));
-    for obstacle in obstacles {
-        let wrapped = screen::wrap(&obstacle.to_string(), 4);
-        let mark = screen::mark(Mark::Bad);
-        let _ = write!(text, "  {mark} {}", wrapped.trim_start());
+    for (mark, line) in lines {
+        let wrapped = screen::wrap(&line, 4);
+        let _ = write!(text, "  {} {}", screen::mark(mark), wrapped.trim_start());
     }
     text
 }
 
-fn known_fixes(host: &Host) -> String {
+fn known_fixes(host: &Host, checked: &Checked) -> String {
     if host.kernel.is_none() {
         return String::new();
     }
     let mut text = format!(
         "\n  {}\n  {}\n",
         screen::title("Known fixes"),
-        screen::dim("By the kernel's version; a distribution may have taken one in earlier.")
+        screen::dim(
+            "Inferred from the kernel's version; a distribution may have taken one in earlier."
+        )
     );
-    for (fix, state) in fixes(host) {
+    for (fix, state) in &checked.fixes {
         let (mark, word) = match state {
             State::Present => (Mark::Good, "fixed"),
             State::NotAffected => (Mark::Good, "not affected"),
             State::Absent => (Mark::Warning, "not fixed"),
             _ => (Mark::Unknown, "the version does not tell"),
         };
+        let ignored = checked.ignored.iter().any(|id| id == fix.id);
+        let note = if ignored { " (ignored)" } else { "" };
         let _ = writeln!(
             text,
-            "  {} {:<16} {}",
+            "  {} {:<16} {}{note}",
             screen::mark(mark),
             fix.id,
             mark.paint(word)
@@ -123,15 +242,10 @@ fn rows(host: &Host, obstacles: &[Obstacle]) -> Vec<(Mark, &'static str, String)
             processor.name, processor.family, processor.model, processor.stepping
         ),
     )];
-    let amx = if processor.amx.is_empty() {
-        "none".to_owned()
-    } else {
-        processor.amx.to_string()
-    };
     rows.push((
         bad(|obstacle| matches!(obstacle, Obstacle::Processor)),
-        "AMX",
-        amx,
+        "AMX in the kernel",
+        processor.amx.to_string(),
     ));
     if let Some(kernel) = &host.kernel {
         let upstream = match kernel.upstream {
@@ -170,18 +284,18 @@ fn rows(host: &Host, obstacles: &[Obstacle]) -> Vec<(Mark, &'static str, String)
             }
         }
     }
-    if let Some(row) = area(host) {
+    if let Some(row) = area(host, obstacles) {
         rows.push(row);
     }
     if host.guest_cpuid().is_some() {
-        let mark =
-            bad(|obstacle| matches!(obstacle, Obstacle::Cpuid(_) | Obstacle::Contradiction(_)));
-        let said = if mark == Mark::Bad {
-            "not as a guest with AMX needs it"
+        let amx = host.guest_features().amx;
+        let mark = if amx.is_empty() {
+            Mark::Bad
         } else {
-            "coherent"
+            Mark::Good
         };
-        rows.push((mark, "supported CPUID", said.to_owned()));
+        rows.push((mark, "AMX in guests", amx.to_string()));
+        rows.push(coherent(contradictions(host).count()));
     }
     let rewritten = host
         .kvm
@@ -198,8 +312,29 @@ fn rows(host: &Host, obstacles: &[Obstacle]) -> Vec<(Mark, &'static str, String)
     rows
 }
 
+/// Those of the CPUID that KVM supports. Without the permission it always has one.
+fn contradictions(host: &Host) -> impl Iterator<Item = Contradiction> {
+    let refused = matches!(host.permission, Permission::Refused(_));
+    let found = host.guest_cpuid().map(coherence::check);
+    found.into_iter().flatten().filter(move |found| {
+        let before = matches!(found, Contradiction::BeforePermission { .. });
+        !(found.is_recomputed_by_kvm() || refused && before)
+    })
+}
+
+/// What was checked is CPUID's leaves against each other, whatever else keeps guests from using AMX.
+fn coherent(found: usize) -> (Mark, &'static str, String) {
+    let (mark, said) = if found == 0 {
+        let said = "no leaf of XSAVE and AMX contradicts another".to_owned();
+        (Mark::Good, said)
+    } else {
+        (Mark::Bad, screen::count(found, "contradiction"))
+    };
+    (mark, "supported CPUID", said)
+}
+
 /// How large the state of one vCPU is.
-fn area(host: &Host) -> Option<(Mark, &'static str, String)> {
+fn area(host: &Host, obstacles: &[Obstacle]) -> Option<(Mark, &'static str, String)> {
     let table = host.guest_cpuid()?;
     let layout = Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
     Some(match layout {
@@ -211,8 +346,11 @@ fn area(host: &Host) -> Option<(Mark, &'static str, String)> {
                 Some(bytes) => format!(", {} copied by KVM", screen::grouped(bytes)),
                 None => String::new(),
             };
+            let short = obstacles
+                .iter()
+                .any(|one| matches!(one, Obstacle::Area { .. }));
             (
-                Mark::Good,
+                if short { Mark::Bad } else { Mark::Good },
                 "state of a vCPU",
                 format!("{} bytes{copied}", screen::grouped(own as u64)),
             )
@@ -243,31 +381,6 @@ fn short(text: &str) -> &str {
     text.split_once(": ").map_or(text, |(what, _)| what)
 }
 
-fn as_json(host: &Host, obstacles: &[Obstacle], answer: Answer) -> anyhow::Result<String> {
-    let fixes: Vec<_> = fixes(host)
-        .map(|(fix, state)| {
-            json!({
-                "id": fix.id,
-                "state": match state {
-                    State::Present => "fixed",
-                    State::NotAffected => "not_affected",
-                    State::Absent => "not_fixed",
-                    _ => "unknown",
-                },
-                "without": fix.without,
-            })
-        })
-        .collect();
-    let value = json!({
-        "ready": answer != Answer::No,
-        "warnings": answer == Answer::Warning,
-        "obstacles": obstacles.iter().map(ToString::to_string).collect::<Vec<_>>(),
-        "fixes": fixes,
-        "host": host,
-    });
-    Ok(serde_json::to_string_pretty(&value)? + "\n")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,7 +388,10 @@ mod tests {
     /// Here and in the lab: what /proc/cpuinfo and /dev/kvm say decides.
     #[test]
     fn this_machine_is_judged_by_what_it_has() {
-        let args = CheckArgs { host: None };
+        let args = CheckArgs {
+            host: None,
+            ignore: Vec::new(),
+        };
         let outcome = run(&args, false).unwrap();
         let processor = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let has_amx = processor.contains(" amx_tile ");

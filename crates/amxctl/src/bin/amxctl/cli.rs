@@ -11,9 +11,11 @@ use crate::screen::Color;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  yes: the host is ready, the states are the same, the state can be restored
-  1  no: it is not, they differ, it cannot, or an option is missing to judge it
+  1  no: it is not, they differ, it cannot
   2  trouble: a file that cannot be read, an option that does not exist
-  3  check: ready, but a known fix is missing";
+  3  yes, but: check: a known fix is missing, or not known to be there; compat:
+     something must be hidden first; baseline: hosts are undescribed
+  4  cannot be judged: too little is known, and the answer names the option that helps";
 
 /// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
 ///
@@ -60,7 +62,7 @@ pub(crate) enum Command {
     /// Describe this host as JSON, for the other commands and other machines
     #[command(after_help = DESCRIBE)]
     Describe(DescribeArgs),
-    /// Say what a fleet shares, which hosts take what, and what it would gain without
+    /// Say what a fleet shares, which hosts lack what, and what it would gain without them
     #[command(after_help = BASELINE)]
     Baseline(BaselineArgs),
     /// Put parts of a fleet together that `baseline --tally` wrote
@@ -72,7 +74,7 @@ pub(crate) enum Command {
     /// Look into a saved state: components, registers, rules, tiles
     #[command(after_help = INSPECT)]
     Inspect(InspectArgs),
-    /// Say in which registers two saved states differ
+    /// Say in which registers two saved states differ, or what an update did to a host
     #[command(after_help = DIFF)]
     Diff(DiffArgs),
     /// Say whether a saved state can be restored on a host, and refuse what endangers it
@@ -104,12 +106,15 @@ impl Command {
 }
 
 const CHECK: &str = "\
-It exits with 0 when the host is ready, with 3 when it is but for a known fix,
-and with 1 when it is not. No root is needed where the user may open /dev/kvm.
+It exits with 0 when the host is ready, with 3 when a serious fix is missing or
+not known to be there (--ignore accepts one), and with 1 when it is not ready.
+Of a fleet the worst host decides. No root is needed where the user may open
+/dev/kvm.
 
 Examples:
   amxctl check
-  amxctl check --host node-17.json
+  amxctl check --host node-17.json --ignore 3ef0df3f760f
+  amxctl check --host fleet.jsonl
   ssh node-17 amxctl describe | amxctl check --host - --json";
 
 const DESCRIBE: &str = "\
@@ -125,7 +130,9 @@ Examples:
 const BASELINE: &str = "\
 It reads descriptions as `amxctl describe` writes them, one a line, in a
 stream: a million hosts take seconds and no more memory than their kinds.
-With --tally it prints a part, for `amxctl merge`.
+With --tally it prints a part, for `amxctl merge`. A host whose KVM or permission
+could not be asked takes nothing away: it is listed as undescribed, and the exit
+code is 3 unless --skip-undescribed is given.
 
 Examples:
   amxctl baseline fleet.jsonl
@@ -140,10 +147,11 @@ Examples:
   amxctl merge --tally rack-1.tally rack-2.tally > fleet.tally";
 
 const COMPAT: &str = "\
-It exits with 1 when the guest of A cannot run on B, and with 0 when it can,
-be it with something hidden from it or with its states in B's layout. What a
-saved state does not say is guessed and said to be a guess; where that cannot
-be, it exits with 1 and names the option that helps.
+It exits with 0 when the guest of A runs on B as it is. It exits with 3 when the
+guest has not started, and runs on B once something is hidden from it, and with
+1 when it does not run as it is. What a saved state does not say is guessed and
+said to be a guess; where too little is known, it exits with 4 and names what is
+missing.
 
 Examples:
   amxctl compat node-17.json icelake.json
@@ -151,7 +159,7 @@ Examples:
   amxctl compat guest.cpuid node-17.json --json";
 
 const INSPECT: &str = "\
-It opens files and containers of vmm-amx, raw areas of KVM_GET_XSAVE2, the
+It opens states of vmm-amx, raw areas of KVM_GET_XSAVE2, the
 snapshot folder or state.json of Cloud Hypervisor, the text of Firecracker's
 `snapshot-editor info-vmstate vcpu-states`, and core dumps. The contents say
 what it is. It exits with 0 when the file could be read, whatever is in it;
@@ -164,30 +172,33 @@ Examples:
 
 const DIFF: &str = "\
 Like diff(1), it exits with 1 when they differ. What an initial component's
-bytes happen to be does not count, nor where a component lies.
+bytes happen to be does not count, nor where a component lies. Of two
+descriptions of a host it says what guests can have no more and what they can
+have now, and which running guests that strands.
 
 Examples:
-  amxctl diff before.xvcpus after.xvcpus
-  amxctl diff snapshot vcpus.xvcpus --vcpu 0 --all";
+  amxctl diff before.xstate after.xstate
+  amxctl diff k618.json k612.json
+  amxctl diff snapshot vcpus.xstate --vcpu 0 --all";
 
 const VERIFY: &str = "\
 Each rule that a host depends on is checked first; a state that breaks one is
 refused whatever the host. Then, whether that host can hold it. It exits with
-1 when the state must not, or cannot, be restored, and when the file does not
-say enough: then it names the option that does.
+1 when the state must not, or cannot, be restored, and with 4 when the file does
+not say enough: then it names the option that does.
 
 Examples:
   amxctl verify snapshot --on node-17.json
-  amxctl verify vcpus.xvcpus";
+  amxctl verify vcpus.xstate";
 
 const CONVERT: &str = "\
 What would be lost is refused, and listed with the name by which --allow takes
 it.
 
 Examples:
-  amxctl convert snapshot --to container -o vcpus.xvcpus
-  amxctl convert vcpus.xvcpus --vcpu 0 --to raw -o vcpu0.xsave2
-  amxctl convert snapshot --to container --layout node-17.json -o moved.xvcpus";
+  amxctl convert snapshot --to state -o vcpus.xstate
+  amxctl convert vcpus.xstate --vcpu 0 --to raw -o vcpu0.xsave2
+  amxctl convert snapshot --to state --layout node-17.json -o moved.xstate";
 
 const COMPLETIONS: &str = "\
 Examples:
@@ -230,9 +241,12 @@ impl GivenArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// The host that this file describes, and not this one; `-` is standard input
+    /// The host that this file describes, or the fleet with one description a line, and not this host; `-` is standard input
     #[arg(long, value_name = "FILE")]
     pub(crate) host: Option<PathBuf>,
+    /// Do without this fix, by its CVE or commit; may be repeated
+    #[arg(long, value_name = "ID")]
+    pub(crate) ignore: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -258,6 +272,9 @@ pub(crate) struct BaselineArgs {
     /// Leave out lines that are no description, and count them
     #[arg(long)]
     pub(crate) skip_broken: bool,
+    /// Exit with 0 although KVM or the permission could not be asked on some hosts; they are listed all the same
+    #[arg(long)]
+    pub(crate) skip_undescribed: bool,
 }
 
 #[derive(Debug, Args)]
@@ -265,6 +282,9 @@ pub(crate) struct MergeArgs {
     /// Tallies
     #[arg(required = true)]
     pub(crate) files: Vec<PathBuf>,
+    /// Exit with 0 although KVM or the permission could not be asked on some hosts; they are listed all the same
+    #[arg(long)]
+    pub(crate) skip_undescribed: bool,
     /// Print the tally of all, and not the baseline
     #[arg(long)]
     pub(crate) tally: bool,
@@ -275,9 +295,12 @@ pub(crate) struct CompatArgs {
     /// The guest: a saved state, its CPUID as `cpuid -r` prints it, or the description of a host whose guests get all that it has
     #[arg(value_name = "A")]
     pub(crate) guest: PathBuf,
-    /// The description of the host
+    /// The host: its description, or CPUID as `cpuid -r` prints it
     #[arg(value_name = "B")]
     pub(crate) host: PathBuf,
+    /// The guest does not use the standard format with places that it has read from CPUID: its states may be moved into B's layout
+    #[arg(long)]
+    pub(crate) relayout: bool,
     #[command(flatten)]
     pub(crate) given: GivenArgs,
 }
@@ -342,7 +365,7 @@ pub(crate) struct ConvertArgs {
     /// Lay it out for a guest with this CPUID, as `cpuid -r` prints it, or for the host of this description
     #[arg(long, value_name = "FILE")]
     pub(crate) layout: Option<PathBuf>,
-    /// Let this be lost: a component (XTILEDATA), mxcsr, xcr0, xfd, tile-config, disabled (what IA32_XFD disables), or unsupported (what its CPUID has not); may be repeated
+    /// Let this be lost: content (of components that the target lacks or cannot hold), disabled (what IA32_XFD disables), tile-config, mxcsr, xcr0 or xfd; may be repeated
     #[arg(long, value_name = "NAME", value_delimiter = ',')]
     pub(crate) allow: Vec<String>,
     #[command(flatten)]
@@ -352,10 +375,8 @@ pub(crate) struct ConvertArgs {
 /// A format to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum To {
-    /// One vCPU: sparse, checksummed, with its registers and layout
+    /// Each vCPU: sparse, checksummed, with its registers and layout
     State,
-    /// All vCPUs, the same in one file
-    Container,
     /// One vCPU: the bytes that KVM_SET_XSAVE takes
     Raw,
 }

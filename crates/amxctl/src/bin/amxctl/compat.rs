@@ -2,43 +2,48 @@
 
 use std::fmt::Write;
 
+use amxctl::Subject;
 use amxctl::vcpu::Owner;
-use amxctl::{OpenError, Subject};
 use anyhow::{Context, bail};
-use cpuid_amx::compat::{self, Compatibility, Guest, Reason, Remedy, Verdict};
-use cpuid_amx::{CpuidTable, FeatureSet, Host, Table};
+use cpuid_amx::FeatureSet;
+use host_compat::Host;
+use host_compat::compat::{self, Compatibility, Guest, Reason, Remedy, Usage, Verdict};
 use serde_json::{Value, json};
 
 use crate::cli::CompatArgs;
 use crate::load::{self, Loaded};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, guesses, host, verify};
+use crate::{Answer, Outcome, guesses, input, verify};
 
 /// A guest, from what there is of it.
 enum Source {
-    /// One that has not started, and would get this.
-    Cpuid(Table),
+    /// One that has not started, and would get all that a host has.
+    Host(Box<Host>),
     /// One that ran.
     Saved(Loaded),
 }
 
 pub(crate) fn run(args: &CompatArgs, json: bool) -> anyhow::Result<Outcome> {
     let guest = source(args)?;
-    let host = host::read(&args.host)?;
+    let host = input::host(&args.host)?;
     let saved: &[Subject] = match &guest {
-        Source::Cpuid(_) => &[],
+        Source::Host(_) => &[],
         Source::Saved(loaded) => &loaded.subjects,
     };
     let refused = verify::refused(saved);
     let missing = verify::missing(refused.iter().flat_map(|(_, findings)| findings));
     let judged = match (&guest, &missing) {
-        (Source::Cpuid(table), _) => {
-            let sees = FeatureSet::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf));
-            Some(Judged::of(&compat::check(Guest::new(&sees), &host), &[]))
+        (Source::Host(own), _) => {
+            let guest = Guest::of_host(own).with_context(|| {
+                format!("{}: a host without KVM has no guests", args.guest.display())
+            })?;
+            Some(Judged::of(&compat::check(guest, &host), &[]))
         }
         // What would tell is not known.
         (Source::Saved(_), Some(_)) => None,
-        (Source::Saved(loaded), None) => Some(Judged::saved(&loaded.subjects, &host)),
+        (Source::Saved(loaded), None) => {
+            Some(Judged::saved(&loaded.subjects, &host, args.relayout))
+        }
     };
     let name = args.guest.display().to_string();
     let text = if json {
@@ -51,7 +56,7 @@ pub(crate) fn run(args: &CompatArgs, json: bool) -> anyhow::Result<Outcome> {
         serde_json::to_string_pretty(&value)? + "\n"
     } else {
         let what = match &guest {
-            Source::Cpuid(_) => "a new guest of",
+            Source::Host(_) => "a new guest of",
             Source::Saved(_) => "the guest in",
         };
         let verdict = match (&judged, &missing) {
@@ -73,18 +78,23 @@ pub(crate) fn run(args: &CompatArgs, json: bool) -> anyhow::Result<Outcome> {
         }
         text
     };
-    let runs = judged.is_some_and(|judged| judged.verdict != Verdict::No);
     Ok(Outcome {
         text,
-        answer: if runs { Answer::Yes } else { Answer::No },
+        answer: match (&guest, judged.map(|judged| judged.verdict)) {
+            (_, Some(Verdict::Runs)) => Answer::Yes,
+            // A guest that has not started can be given less, and must be.
+            (Source::Host(_), Some(Verdict::RunsAfter { .. })) => Answer::Warning,
+            (_, None | Some(Verdict::Unknown)) => Answer::Unknown,
+            _ => Answer::No,
+        },
     })
 }
 
 /// A saved state, a host whose guests get all that there is, or a dump of CPUID.
 fn source(args: &CompatArgs) -> anyhow::Result<Source> {
     let path = &args.guest;
-    match load::snapshot(path) {
-        Err(OpenError::HostDescription | OpenError::CpuidDump) => {
+    match input::guest(path)? {
+        input::Guest::Host(host) => {
             if args.given.any() {
                 bail!(
                     "{}: this is no saved state, and says all that there is to say: --cpuid, --xcr0, \
@@ -92,17 +102,9 @@ fn source(args: &CompatArgs) -> anyhow::Result<Source> {
                     path.display()
                 );
             }
-            if !path.is_file() {
-                bail!(
-                    "{}: CPUID, or a host's description, in a pipe, which can be read only once: write \
-                     it to a file first",
-                    path.display()
-                );
-            }
-            Ok(Source::Cpuid(load::cpuid(path)?))
+            Ok(Source::Host(host))
         }
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
-        Ok(snapshot) => {
+        input::Guest::Saved(snapshot) => {
             let given = load::given(&args.given)?;
             let loaded = load::subjects(path, snapshot, &[], &given)?;
             Ok(Source::Saved(loaded))
@@ -117,6 +119,8 @@ fn unknown_json() -> Value {
         "relayout": false,
         "hide": false,
         "reasons": [],
+        "not_compared": [],
+        "contradictions": [],
         "shared": [],
     })
 }
@@ -128,13 +132,17 @@ pub(crate) struct Judged {
     reasons: Vec<(String, Option<Remedy>)>,
     /// The same, with what is alike in one.
     lines: Vec<(String, Option<Remedy>)>,
+    /// What was not compared.
+    not_compared: Vec<String>,
+    /// What contradicts itself in the guest's CPUID.
+    contradictions: Vec<String>,
     /// What a guest would see once the rest is hidden.
     shared: FeatureSet,
 }
 
 impl Judged {
     /// The vCPUs of a saved guest. Those that break a rule are not compared: they run nowhere.
-    pub(crate) fn saved(subjects: &[Subject], host: &Host) -> Self {
+    pub(crate) fn saved(subjects: &[Subject], host: &Host, relayout: bool) -> Self {
         let mut owners = Vec::new();
         let mut states = Vec::new();
         let mut broken = Vec::new();
@@ -148,12 +156,13 @@ impl Judged {
             }
         }
         let table = subjects.iter().find_map(|subject| subject.cpuid.as_ref());
-        let sees =
-            table.map(|table| FeatureSet::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf)));
-        let guest = match &sees {
-            Some(sees) => Guest::new(sees).running(&states),
+        let mut guest = match table {
+            Some(table) => Guest::new(table).running(&states),
             None => Guest::from_states(&states),
         };
+        if relayout {
+            guest = guest.with_relayout();
+        }
         let mut judged = Self::of(&compat::check(guest, host), &owners);
         if !broken.is_empty() {
             judged.verdict = Verdict::No;
@@ -170,10 +179,12 @@ impl Judged {
             reasons: compatibility
                 .reasons
                 .iter()
-                .map(|reason| (words(reason, owners), reason.remedy()))
+                .map(|reason| (words(reason, owners), compatibility.remedy(reason)))
                 .collect(),
-            lines: lines(&compatibility.reasons, owners),
-            shared: compatibility.shared.clone(),
+            lines: lines(compatibility, owners),
+            not_compared: texts(&compatibility.not_compared),
+            contradictions: texts(&compatibility.contradictions),
+            shared: compatibility.shared(),
         }
     }
 
@@ -181,6 +192,7 @@ impl Judged {
         match self.verdict {
             Verdict::Runs => Mark::Good,
             Verdict::RunsAfter { .. } => Mark::Warning,
+            Verdict::Unknown => Mark::Unknown,
             _ => Mark::Bad,
         }
     }
@@ -195,6 +207,23 @@ impl Judged {
             };
             let wrapped = screen::wrap(reason, 4);
             let _ = write!(text, "  {} {}", screen::mark(mark), wrapped.trim_start());
+        }
+        let said = [
+            (
+                "The guest's own CPUID contradicts itself",
+                &self.contradictions,
+                Mark::Bad,
+            ),
+            ("Not compared", &self.not_compared, Mark::Unknown),
+        ];
+        for (title, lines, mark) in said {
+            if !lines.is_empty() {
+                let _ = writeln!(text, "\n  {}", screen::title(title));
+            }
+            for line in lines {
+                let wrapped = screen::wrap(&screen::plain(line), 4);
+                let _ = write!(text, "  {} {}", screen::mark(mark), wrapped.trim_start());
+            }
         }
         let helps = self.helps();
         if !helps.is_empty() && self.verdict != Verdict::No {
@@ -227,8 +256,8 @@ impl Judged {
         if has(Remedy::Relayout) {
             helps.push(
                 "Move the states into the host's layout, with `amxctl convert --layout` or \
-                 xsave_state::relayout. A guest that itself uses the standard format with places that \
-                 it has read from CPUID goes wrong with that; Linux does not."
+                 xsave_state's ExtendedState::relocate. A guest that uses the standard format with places that it has \
+                 read from CPUID goes wrong with that, as Linux does with its signal frames."
                     .to_owned(),
             );
         }
@@ -239,6 +268,7 @@ impl Judged {
         let (verdict, relayout, hide) = match self.verdict {
             Verdict::Runs => ("runs", false, false),
             Verdict::RunsAfter { relayout, hide } => ("runs_after", relayout, hide),
+            Verdict::Unknown => ("unknown", false, false),
             _ => ("no", false, false),
         };
         json!({
@@ -253,6 +283,8 @@ impl Judged {
                     _ => "other",
                 }),
             })).collect::<Vec<_>>(),
+            "not_compared": self.not_compared,
+            "contradictions": self.contradictions,
             "shared": self.shared.iter().map(|feature| feature.to_string()).collect::<Vec<_>>(),
         })
     }
@@ -261,30 +293,19 @@ impl Judged {
 /// What a group of reasons has in common.
 #[derive(PartialEq)]
 enum Alike {
-    Lacks {
-        active: bool,
-    },
-    Elsewhere {
-        active: bool,
-        remedy: Option<Remedy>,
-    },
+    Lacks(Usage),
+    Elsewhere(Usage),
 }
 
 /// Features that the host lacks, or has elsewhere, together: there are a dozen where AMX is missing.
-fn lines(reasons: &[Reason], owners: &[Owner]) -> Vec<(String, Option<Remedy>)> {
+fn lines(compatibility: &Compatibility, owners: &[Owner]) -> Vec<(String, Option<Remedy>)> {
     let alike = |reason: &Reason| {
         Some(match reason {
-            Reason::Feature { feature, active } => {
-                (Alike::Lacks { active: *active }, feature.to_string())
-            }
-            Reason::Component { sees, active } => {
-                (Alike::Lacks { active: *active }, sees.id.to_string())
-            }
-            Reason::Elsewhere { sees, has, active } => (
-                Alike::Elsewhere {
-                    active: *active,
-                    remedy: reason.remedy(),
-                },
+            Reason::Feature { feature, usage } => (Alike::Lacks(*usage), feature.to_string()),
+            Reason::Component { sees, usage } => (Alike::Lacks(*usage), sees.id.to_string()),
+            Reason::Bits { bits, usage } => (Alike::Lacks(*usage), bits.to_string()),
+            Reason::Elsewhere { sees, has, usage } => (
+                Alike::Elsewhere(*usage),
                 if sees.offset == has.offset {
                     format!("{sees} (there {has})")
                 } else {
@@ -296,29 +317,36 @@ fn lines(reasons: &[Reason], owners: &[Owner]) -> Vec<(String, Option<Remedy>)> 
     };
     let mut groups: Vec<(Alike, Vec<String>, Option<Remedy>)> = Vec::new();
     let mut others = Vec::new();
-    for reason in reasons {
+    for reason in &compatibility.reasons {
+        let remedy = compatibility.remedy(reason);
         match alike(reason) {
-            None => others.push((words(reason, owners), reason.remedy())),
+            None => others.push((words(reason, owners), remedy)),
             Some((key, name)) => match groups.iter_mut().find(|(other, ..)| *other == key) {
                 Some((_, names, _)) => names.push(name),
-                None => groups.push((key, vec![name], reason.remedy())),
+                None => groups.push((key, vec![name], remedy)),
             },
         }
     }
     let groups = groups.into_iter().map(|(key, names, remedy)| {
         let names = names.join(", ");
-        let (what, active) = match key {
-            Alike::Lacks { active } => ("lacks", active),
-            Alike::Elsewhere { active, .. } => ("has elsewhere", active),
+        let (what, usage) = match key {
+            Alike::Lacks(usage) => ("lacks", usage),
+            Alike::Elsewhere(usage) => ("has at another place", usage),
         };
-        let text = if active {
-            format!("the host {what} what the guest has enabled and may use at any moment: {names}")
-        } else {
-            format!("the host {what} what the guest sees and does not use, so that it can be hidden: {names}")
+        let whose = match usage {
+            Usage::Enabled => "what the guest has enabled and may use at any moment",
+            Usage::Seen => "what the guest has seen when it started, and may rely on",
+            Usage::NotEnabled => "what the guest sees and has not enabled",
+            Usage::NotStarted => "what the guest would see",
+            _ => "what the guest may have enabled (its IA32_XSS is not known)",
         };
-        (text, remedy)
+        (format!("the host {what} {whose}: {names}"), remedy)
     });
     groups.chain(others).collect()
+}
+
+fn texts<T: ToString>(all: &[T]) -> Vec<String> {
+    all.iter().map(ToString::to_string).collect()
 }
 
 /// vCPUs by their own names, not by their places.

@@ -8,21 +8,12 @@ use amxctl::Subject;
 use amxctl::vcpu::Owner;
 use anyhow::{Context, bail};
 use serde_json::json;
-use xsave_state::relayout::{Allowed, RelayoutError, relayout};
-use xsave_state::sanitize::{Foreign, Losses, Policy, SanitizeError, Target, sanitize};
-use xsave_state::wire::{self, Codec, Writer};
-use xsave_state::{ComponentId, ExtendedState, Layout, XFeatures};
+use xsave_state::sanitize::{SanitizeError, UntrustedArea, sanitize};
+use xsave_state::{ExtendedState, Layout, Losses, Misfit, RelocateError, wire};
 
 use crate::cli::{ConvertArgs, To};
 use crate::screen::{self, Mark};
-use crate::{Outcome, guesses, load};
-
-/// What may be lost.
-#[derive(Default)]
-struct Allow {
-    losses: Losses,
-    relayout: Allowed,
-}
+use crate::{Outcome, guesses, input, load};
 
 /// One vCPU, converted.
 struct Converted {
@@ -38,13 +29,13 @@ pub(crate) fn run(args: &ConvertArgs, json: bool) -> anyhow::Result<Outcome> {
     let allow = allow(&args.allow)?;
     let given = load::given(&args.given)?;
     let target = match &args.layout {
-        Some(path) => Some(load::layout(path)?),
+        Some(path) => Some(input::layout(path)?),
         None => None,
     };
     let loaded = load::load(&args.file, &args.vcpu, &given)?;
-    if args.to != To::Container && loaded.subjects.len() != 1 {
+    if args.to == To::Raw && loaded.subjects.len() != 1 {
         bail!(
-            "{}: {}; choose one with --vcpu, or write a container",
+            "{}: {}; choose one with --vcpu, or write them with --to state",
             loaded.name,
             screen::count(loaded.subjects.len(), "vCPU")
         );
@@ -53,11 +44,11 @@ pub(crate) fn run(args: &ConvertArgs, json: bool) -> anyhow::Result<Outcome> {
         .subjects
         .iter()
         .map(|subject| {
-            convert(subject, args.to, target.as_ref(), &allow)
+            convert(subject, args.to, target.as_ref(), allow)
                 .with_context(|| format!("{}: {}", loaded.name, subject.owner))
         })
         .collect::<anyhow::Result<Vec<_>>>()?;
-    let bytes = encode(args.to, &converted)?;
+    let bytes = encode(args.to, &converted);
     let to_stdout = args.output == Path::new("-");
     if to_stdout {
         std::io::stdout().write_all(&bytes)?;
@@ -81,7 +72,7 @@ fn convert(
     subject: &Subject,
     to: To,
     target: Option<&Layout>,
-    allow: &Allow,
+    allow: Losses,
 ) -> anyhow::Result<Converted> {
     if to != To::Raw && subject.xfd.is_none() && !subject.layout.value.xfd().is_empty() {
         bail!(
@@ -97,9 +88,9 @@ fn convert(
     let state = match target {
         None => state,
         Some(layout) => {
-            let relaid = relayout(&state, layout, allow.relayout).map_err(lossy)?;
-            changes.extend(relaid.lost.iter().map(ToString::to_string));
-            relaid.state
+            let relocated = state.relocate(layout, allow).map_err(lossy)?;
+            changes.extend(relocated.lost.iter().map(ToString::to_string));
+            relocated.state
         }
     };
     let mut guessed: Vec<String> = guesses::layout(subject).into_iter().collect();
@@ -117,14 +108,13 @@ fn convert(
 /// The state as it is where it is valid, or made so.
 fn valid(
     subject: &Subject,
-    allow: &Allow,
+    allow: Losses,
 ) -> anyhow::Result<(ExtendedState<'static>, Vec<String>)> {
     if let Ok(state) = subject.state() {
         return Ok((state.into_owned(), Vec::new()));
     }
-    let foreign = Foreign::new(&subject.area, subject.registers());
-    let target = Target::new(&subject.layout.value);
-    let sanitized = sanitize(&foreign, &target, Policy::Allow(allow.losses)).map_err(refused)?;
+    let untrusted = UntrustedArea::new(&subject.area, subject.registers());
+    let sanitized = sanitize(&untrusted, &subject.layout.value, allow).map_err(refused)?;
     let changes = sanitized.report.changes().iter();
     Ok((sanitized.state, changes.map(ToString::to_string).collect()))
 }
@@ -132,62 +122,33 @@ fn valid(
 /// By which names of --allow it would go.
 fn refused(error: SanitizeError) -> anyhow::Error {
     match error {
-        SanitizeError::Refused {
-            not_allowed,
-            report,
-        } => {
-            let names: Vec<_> = KINDS
-                .iter()
-                .filter(|(_, losses)| not_allowed.intersects(*losses))
-                .map(|(name, _)| *name)
-                .collect();
-            anyhow::anyhow!(
-                "the state is not valid, and making it so loses something: {report}. --allow {} \
-                 accepts that",
-                names.join(",")
-            )
-        }
+        SanitizeError::Refused { lost, report } => anyhow::anyhow!(
+            "the state is not valid, and making it so loses something: {report}. --allow {} accepts \
+             that",
+            names(&lost)
+        ),
         other => other.into(),
     }
 }
 
-fn lossy(error: RelayoutError) -> anyhow::Error {
+fn lossy(error: RelocateError) -> anyhow::Error {
     match &error {
-        RelayoutError::Lossy { losses } => {
-            let mut names: Vec<String> = losses.iter().flat_map(allow_name).collect();
-            names.sort();
-            names.dedup();
-            anyhow::anyhow!("{error}. --allow {} accepts that", names.join(","))
+        RelocateError::Lossy { losses } => {
+            anyhow::anyhow!("{error}. --allow {} accepts that", names(losses))
         }
         _ => error.into(),
     }
 }
 
-fn allow_name(loss: &xsave_state::relayout::Loss) -> Vec<String> {
-    use xsave_state::relayout::Loss;
-    let names = |features: XFeatures| features.components().map(name_of).collect();
-    match *loss {
-        Loss::Mxcsr { .. } => vec!["mxcsr".to_owned()],
-        Loss::Missing { component }
-        | Loss::Size { component, .. }
-        | Loss::Palette { component, .. } => vec![name_of(component)],
-        Loss::TileConfig { .. } => vec![name_of(ComponentId::XTILECFG)],
-        Loss::Xcr0 { lost, .. } | Loss::Xfd { lost, .. } | Loss::XfdErr { lost, .. } => names(lost),
-        _ => Vec::new(),
-    }
+fn names(misfits: &[Misfit]) -> String {
+    let losses: Losses = misfits.iter().map(Misfit::loss).collect();
+    let names = KINDS.iter().filter(|(_, kind)| losses.intersects(*kind));
+    names.map(|(name, _)| *name).collect::<Vec<_>>().join(",")
 }
 
-/// `component 40` has no name of its own: its number will do.
-fn name_of(id: ComponentId) -> String {
-    match id.name() {
-        Some(name) => name.to_owned(),
-        None => id.number().to_string(),
-    }
-}
-
-/// Losses by kind, as sanitising knows them.
+/// What can be lost, by the names of --allow.
 const KINDS: [(&str, Losses); 6] = [
-    ("unsupported", Losses::UNSUPPORTED),
+    ("content", Losses::CONTENT),
     ("disabled", Losses::DISABLED),
     ("tile-config", Losses::TILE_CONFIG),
     ("mxcsr", Losses::MXCSR),
@@ -195,50 +156,29 @@ const KINDS: [(&str, Losses); 6] = [
     ("xfd", Losses::XFD),
 ];
 
-fn allow(names: &[String]) -> anyhow::Result<Allow> {
-    let mut allow = Allow::default();
+fn allow(names: &[String]) -> anyhow::Result<Losses> {
+    let mut allowed = Losses::empty();
     for name in names {
         let kind = KINDS
             .iter()
             .find(|(kind, _)| kind.eq_ignore_ascii_case(name));
-        if let Some((kind, losses)) = kind {
-            allow.losses |= *losses;
-            allow.relayout.mxcsr |= *kind == "mxcsr";
-            continue;
-        }
-        let component = (0..ComponentId::COUNT)
-            .filter_map(ComponentId::new)
-            .find(|id| name_of(*id).eq_ignore_ascii_case(name));
-        let Some(component) = component else {
+        let Some((_, losses)) = kind else {
             bail!(
-                "--allow {name}: expected a component, as XTILEDATA or PKRU, or one of {}",
+                "--allow {name}: expected one of {}",
                 KINDS.map(|(kind, _)| kind).join(", ")
             );
         };
-        allow.relayout.components |= component.bit();
+        allowed |= *losses;
     }
-    Ok(allow)
+    Ok(allowed)
 }
 
-fn encode(to: To, converted: &[Converted]) -> anyhow::Result<Vec<u8>> {
-    if to == To::Container {
-        let mut writer = Writer::new();
-        let mut bytes = Vec::new();
-        for one in converted {
-            let codec = Codec::new(one.state.layout());
-            bytes.extend_from_slice(writer.push(one.owner.id(), &codec, &one.state)?);
-        }
-        bytes.extend_from_slice(writer.finish());
-        return Ok(bytes);
-    }
-    let mut bytes = Vec::new();
-    for one in converted {
-        match to {
-            To::State => bytes.extend(wire::encode(&one.state)),
-            _ => bytes.extend(raw(&one.state)),
-        }
-    }
-    Ok(bytes)
+fn encode(to: To, converted: &[Converted]) -> Vec<u8> {
+    let states = converted.iter().map(|one| match to {
+        To::State => wire::encode(one.owner.id(), &one.state),
+        To::Raw => raw(&one.state),
+    });
+    states.collect::<Vec<_>>().concat()
 }
 
 /// As KVM_GET_XSAVE2 gives it: at least 4,096 bytes, and in bytes 464 to 471 which components there
@@ -256,7 +196,6 @@ fn raw(state: &ExtendedState<'_>) -> Vec<u8> {
 fn text(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> String {
     let what = match args.to {
         To::State => "vmm-amx state",
-        To::Container => "vmm-amx container",
         To::Raw => "raw XSAVE area",
     };
     let mut text = format!(

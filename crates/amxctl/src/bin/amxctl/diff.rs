@@ -1,17 +1,20 @@
-//! `amxctl diff`: in which registers two saved states differ.
+//! `amxctl diff`: in which registers two saved states differ, or what changed on a host.
 
 use std::fmt::Write;
 
 use amxctl::Subject;
 use amxctl::diff::{ComponentDiff, Diff, PartDiff, RegisterDiff, Use, diff};
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use xsave_state::XFeatures;
 
 use crate::cli::DiffArgs;
+use crate::input::{self, Guest};
 use crate::load::{self, Loaded};
 use crate::screen::{self, Mark};
 use crate::{Answer, Outcome, guesses};
+
+mod hosts;
 
 /// Of each component, without --all: so many rows of sixteen bytes.
 const SHOWN_ROWS: usize = 8;
@@ -32,9 +35,18 @@ impl Pair<'_> {
 }
 
 pub(crate) fn run(args: &DiffArgs, json: bool) -> anyhow::Result<Outcome> {
+    let (first, second) = match (input::guest(&args.first)?, input::guest(&args.second)?) {
+        (Guest::Host(first), Guest::Host(second)) => return hosts::run(&first, &second, json),
+        (Guest::Saved(first), Guest::Saved(second)) => (first, second),
+        _ => bail!(
+            "{} and {}: one is a saved state, and the other a host",
+            args.first.display(),
+            args.second.display()
+        ),
+    };
     let given = load::given(&args.given)?;
-    let first = load::load(&args.first, &args.vcpu, &given)?;
-    let second = load::load(&args.second, &args.vcpu, &given)?;
+    let first = load::subjects(&args.first, first, &args.vcpu, &given)?;
+    let second = load::subjects(&args.second, second, &args.vcpu, &given)?;
     for loaded in [&first, &second] {
         for subject in &loaded.subjects {
             guesses::only_one_layout(subject)

@@ -6,15 +6,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use cpuid_amx::Fleet;
-use cpuid_amx::baseline::Lines;
+use host_compat::Fleet;
+use host_compat::baseline::Lines;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::{BaselineArgs, MergeArgs};
 use crate::screen;
-use crate::{Outcome, load};
+use crate::{Answer, Outcome, input, load};
 
 mod show;
+
+pub(crate) use show::word;
 
 /// A description has about 8 KB.
 const MAX_LINE_BYTES: u64 = 1 << 20;
@@ -56,7 +58,7 @@ pub(crate) fn baseline(args: &BaselineArgs, json: bool) -> anyhow::Result<Outcom
             input.first_broken.unwrap_or_default()
         ));
     }
-    say(&lines.into_fleet(), args.tally, json)
+    say(&lines.into_fleet(), args.tally, args.skip_undescribed, json)
 }
 
 /// `amxctl merge`.
@@ -64,7 +66,7 @@ pub(crate) fn merge(args: &MergeArgs, json: bool) -> anyhow::Result<Outcome> {
     let mut fleet = Fleet::new();
     for path in &args.files {
         let name = || path.display().to_string();
-        let text = load::text(path, MAX_TALLY_BYTES)?;
+        let text = input::text(path, MAX_TALLY_BYTES)?;
         let part: Fleet = serde_json::from_str(&text).with_context(|| {
             format!(
                 "{}: expected a tally, as `amxctl baseline --tally` writes it",
@@ -73,10 +75,10 @@ pub(crate) fn merge(args: &MergeArgs, json: bool) -> anyhow::Result<Outcome> {
         })?;
         fleet.merge(part).with_context(name)?;
     }
-    say(&fleet, args.tally, json)
+    say(&fleet, args.tally, args.skip_undescribed, json)
 }
 
-fn say(fleet: &Fleet, tally: bool, json: bool) -> anyhow::Result<Outcome> {
+fn say(fleet: &Fleet, tally: bool, skip: bool, json: bool) -> anyhow::Result<Outcome> {
     if tally {
         return Outcome::yes(serde_json::to_string(fleet)? + "\n");
     }
@@ -86,11 +88,20 @@ fn say(fleet: &Fleet, tally: bool, json: bool) -> anyhow::Result<Outcome> {
         );
     }
     let baseline = fleet.baseline();
-    if json {
-        let text = serde_json::to_string_pretty(&show::as_json(fleet, &baseline))?;
-        return Outcome::yes(text + "\n");
-    }
-    Outcome::yes(show::text(fleet, &baseline))
+    let text = if json {
+        serde_json::to_string_pretty(&show::as_json(fleet, &baseline))? + "\n"
+    } else {
+        show::text(fleet, &baseline)
+    };
+    let complete = baseline.undescribed.is_empty() || skip;
+    Ok(Outcome {
+        text,
+        answer: if complete {
+            Answer::Yes
+        } else {
+            Answer::Warning
+        },
+    })
 }
 
 /// What is read, line by line, and how far.

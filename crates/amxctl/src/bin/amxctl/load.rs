@@ -5,15 +5,11 @@ use std::time::Duration;
 
 use amxctl::{Given, OpenError, Snapshot, Subject, open};
 use anyhow::{Context, bail};
-use cpuid_amx::{CpuidTable, Table};
 use indicatif::{ProgressBar, ProgressStyle};
-use xsave_state::Layout;
 
 use crate::cli::GivenArgs;
-use crate::host;
+use crate::input;
 
-/// A file of text with CPUID has about 5 KB per processor.
-const MAX_CPUID_BYTES: u64 = 16 << 20;
 /// Below, reading is over before the eye has seen a bar.
 const SLOW_BYTES: u64 = 64 << 20;
 
@@ -76,7 +72,7 @@ pub(crate) fn subjects(
 /// What the options say.
 pub(crate) fn given(args: &GivenArgs) -> anyhow::Result<Given> {
     let cpuid = match &args.cpuid {
-        Some(path) => Some((cpuid(path)?, format!("--cpuid {}", path.display()))),
+        Some(path) => Some((input::cpuid(path)?, format!("--cpuid {}", path.display()))),
         None => None,
     };
     Ok(Given {
@@ -85,43 +81,6 @@ pub(crate) fn given(args: &GivenArgs) -> anyhow::Result<Given> {
         xfd: args.xfd,
         xfd_err: args.xfd_err,
     })
-}
-
-/// CPUID of a guest: as `cpuid -r` prints it, or all that the host of a description gives to one.
-pub(crate) fn cpuid(path: &Path) -> anyhow::Result<Table> {
-    let text = text(path, MAX_CPUID_BYTES)?;
-    let name = || path.display().to_string();
-    if text.trim_start().starts_with('{') {
-        let host = host::parse(path, &text)?;
-        let table = host.guest_cpuid().cloned();
-        return table.with_context(|| format!("{}: a host without KVM has no guests", name()));
-    }
-    text.parse().with_context(|| {
-        format!(
-            "{}: expected CPUID as `cpuid -r` prints it, or a host's description",
-            name()
-        )
-    })
-}
-
-/// A file of text, if it is not longer than that.
-pub(crate) fn text(path: &Path, max_bytes: u64) -> anyhow::Result<String> {
-    use std::io::Read;
-    let name = || path.display().to_string();
-    let source: Box<dyn Read> = if path == Path::new("-") {
-        Box::new(std::io::stdin())
-    } else {
-        Box::new(std::fs::File::open(path).with_context(name)?)
-    };
-    let mut text = String::new();
-    let read = source
-        .take(max_bytes.saturating_add(1))
-        .read_to_string(&mut text)
-        .with_context(name)?;
-    if u64::try_from(read).unwrap_or(u64::MAX) > max_bytes {
-        bail!("{}: more than {max_bytes} bytes", path.display());
-    }
-    Ok(text)
 }
 
 /// A bar for bytes, on standard error and on a terminal only.
@@ -151,11 +110,4 @@ fn ids(there: &[u32]) -> String {
         text.push_str(&format!(" and {more} more"));
     }
     text
-}
-
-/// Where the components of a guest with that CPUID lie.
-pub(crate) fn layout(path: &Path) -> anyhow::Result<Layout> {
-    let table = cpuid(path)?;
-    Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf))
-        .with_context(|| path.display().to_string())
 }

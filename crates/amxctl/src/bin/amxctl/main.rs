@@ -13,10 +13,11 @@ mod check;
 mod cli;
 mod compat;
 mod convert;
+mod describe;
 mod diff;
 mod fleet;
 mod guesses;
-mod host;
+mod input;
 mod inspect;
 mod load;
 mod map;
@@ -45,6 +46,7 @@ enum Answer {
     Yes,
     No,
     Warning,
+    Unknown,
 }
 
 impl Outcome {
@@ -82,6 +84,7 @@ fn main() -> ExitCode {
             Answer::Yes => ExitCode::SUCCESS,
             Answer::No => ExitCode::from(1),
             Answer::Warning => ExitCode::from(3),
+            Answer::Unknown => ExitCode::from(4),
         },
     }
 }
@@ -99,7 +102,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
     let json = cli.json;
     match &cli.command {
         Command::Check(args) => check::run(args, json),
-        Command::Describe(args) => host::describe(args),
+        Command::Describe(args) => describe::run(args),
         Command::Baseline(args) => fleet::baseline(args, json),
         Command::Merge(args) => fleet::merge(args, json),
         Command::Compat(args) => compat::run(args, json),

@@ -6,7 +6,7 @@ use amxctl::Subject;
 use anyhow::Context;
 use svg::Document;
 use svg::node::element::{Group, Rectangle, Text};
-use xsave_state::header::EXTENDED_OFFSET;
+use xsave_state::format::EXTENDED_OFFSET;
 
 use crate::tiles::{self, Tile};
 

@@ -4,8 +4,7 @@ use std::fmt::Write;
 
 use amxctl::{Subject, parts};
 use console::style;
-use xsave_state::tile::{Palette, TileConfig};
-use xsave_state::{ComponentId, XFeatures};
+use xsave_state::{ComponentId, Palette, TileConfig, XFeatures};
 
 use crate::screen;
 

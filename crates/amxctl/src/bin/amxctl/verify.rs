@@ -4,24 +4,24 @@ use std::fmt::Write;
 
 use amxctl::Subject;
 use amxctl::rules::{self, Finding};
-use cpuid_amx::compat;
+use host_compat::compat;
 use serde_json::{Value, json};
 
 use crate::cli::VerifyArgs;
 use crate::compat::Judged;
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, guesses, host, inspect, load};
+use crate::{Answer, Outcome, guesses, input, inspect, load};
 
 /// Text for no more vCPUs; JSON has them all.
 const SHOWN: usize = 16;
 
 pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     let given = load::given(&args.given)?;
-    let host = host::this_or(args.on.as_deref())?;
+    let host = input::this_or(args.on.as_deref())?;
     let loaded = load::load(&args.file, &args.vcpu, &given)?;
     let refused = refused(&loaded.subjects);
     let verdict = if refused.is_empty() {
-        Verdict::On(Judged::saved(&loaded.subjects, &host))
+        Verdict::On(Judged::saved(&loaded.subjects, &host, false))
     } else {
         let findings = refused.iter().flat_map(|(_, findings)| findings);
         match missing(findings) {
@@ -36,7 +36,7 @@ pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
             "file": loaded.name,
             "format": loaded.snapshot.format.name(),
             "host": host.name,
-            "judged": !matches!(verdict, Verdict::Unknown(_)),
+            "judged": !verdict.is_unknown(),
             "restorable": passes,
             "vcpus": vcpus_json(&loaded.subjects),
             "compatibility": verdict.judged().map(Judged::as_json),
@@ -54,7 +54,12 @@ pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     };
     Ok(Outcome {
         text,
-        answer: if passes { Answer::Yes } else { Answer::No },
+        answer: match &verdict {
+            _ if passes => Answer::Yes,
+            Verdict::Unknown(_) => Answer::Unknown,
+            Verdict::On(judged) if judged.verdict == compat::Verdict::Unknown => Answer::Unknown,
+            _ => Answer::No,
+        },
     })
 }
 
@@ -76,6 +81,14 @@ impl Verdict {
         }
     }
 
+    fn is_unknown(&self) -> bool {
+        match self {
+            Self::Unknown(_) => true,
+            Self::On(judged) => judged.verdict == compat::Verdict::Unknown,
+            Self::Nowhere => false,
+        }
+    }
+
     fn passes(&self) -> bool {
         self.judged()
             .is_some_and(|judged| judged.verdict == compat::Verdict::Runs)
@@ -90,6 +103,9 @@ impl Verdict {
             Self::On(_) if self.passes() => console::style(format!("can be restored on {host}"))
                 .green()
                 .to_string(),
+            Self::On(judged) if judged.verdict == compat::Verdict::Unknown => {
+                Mark::Unknown.paint(&format!("cannot be judged on {host}: give --cpuid"))
+            }
             Self::On(judged) => {
                 let said = format!("cannot be restored on {host} as it is");
                 judged.mark().paint(&said)

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use cpuid_amx::baseline::{Baseline, Gain, Hosts, Loss, ObstacleKind};
+use cpuid_amx::CpuidTable;
 use cpuid_amx::features::{Feature, FeatureSet, XsaveFeatures};
-use cpuid_amx::{CpuidTable, Fleet};
+use host_compat::Fleet;
+use host_compat::baseline::{Baseline, Gain, Hosts, Loss, ObstacleKind};
 use serde_json::{Value, json};
 use xsave_state::{ComponentId, XFeatures};
 
@@ -22,10 +23,28 @@ pub(super) fn text(fleet: &Fleet, baseline: &Baseline) -> String {
         screen::title(&many(baseline.hosts, "host")),
         screen::count(kinds, "kind")
     );
+    text.push_str(&undescribed(baseline));
     let _ = writeln!(text, "\n  {}", screen::title("All of them have"));
     text.push_str(&features(&baseline.features));
     text.push_str(&losses(baseline));
     text.push_str(&gains(&baseline.gains));
+    text
+}
+
+/// Hosts of which it is not known what they can give.
+fn undescribed(baseline: &Baseline) -> String {
+    let mut text = String::new();
+    if baseline.undescribed.is_empty() {
+        return text;
+    }
+    let title = "Undescribed: not counted below, describe them again";
+    let _ = writeln!(text, "\n  {}", screen::title(title));
+    for hosts in &baseline.undescribed {
+        let why = hosts.obstacle.map_or("", word);
+        let line = screen::wrap(&format!("{} ({why})", named(hosts)), 4);
+        let mark = screen::mark(Mark::Unknown);
+        let _ = write!(text, "  {mark} {}", line.trim_start());
+    }
     text
 }
 
@@ -101,14 +120,23 @@ fn by_takers(losses: &[Loss], names: &Names) -> Vec<(Vec<String>, String)> {
             Feature::Xsave(feature) => feature == XsaveFeatures::XFD,
             _ => true,
         };
-        let who = match (&loss.because, loss.taken_by.obstacle) {
+        let who = match (&loss.because, loss.missing_on.obstacle) {
             (Some(because), _) => {
-                format!("no host alone: {because} is not the same on all")
+                format!("no single host is the cause: hosts disagree on {because}")
             }
             (None, Some(obstacle)) if about_amx => {
-                format!("taken by {} ({})", named(&loss.taken_by), word(obstacle))
+                format!(
+                    "missing on {} ({})",
+                    named(&loss.missing_on),
+                    word(obstacle)
+                )
             }
-            (None, _) => format!("taken by {}", named(&loss.taken_by)),
+            (None, _) if loss.by_kernel => format!(
+                "missing on {} (by the kernel: {}; others with this processor have it)",
+                named(&loss.missing_on),
+                screen::plain(&loss.missing_on.kernels.join(", "))
+            ),
+            (None, _) => format!("missing on {}", named(&loss.missing_on)),
         };
         let feature = names.name(&loss.feature);
         match places.get(&who).and_then(|&place| grouped.get_mut(place)) {
@@ -127,7 +155,11 @@ fn gains(gains: &[Gain]) -> String {
     if gains.is_empty() {
         return text;
     }
-    let _ = writeln!(text, "\n  {}", screen::title("What it would gain without"));
+    let _ = writeln!(
+        text,
+        "\n  {}",
+        screen::title("Features gained by leaving hosts out")
+    );
     for gain in gains.iter().take(SHOWN) {
         let who = screen::wrap(&named(&gain.without), 4);
         let mark = screen::mark(Mark::Warning);
@@ -188,7 +220,7 @@ fn many(count: u64, what: &str) -> String {
     screen::count(usize::try_from(count).unwrap_or(usize::MAX), what)
 }
 
-fn word(obstacle: ObstacleKind) -> &'static str {
+pub(crate) fn word(obstacle: ObstacleKind) -> &'static str {
     match obstacle {
         ObstacleKind::Processor => "the processor has no AMX",
         ObstacleKind::Kernel => "the kernel does not use AMX",
@@ -196,6 +228,7 @@ fn word(obstacle: ObstacleKind) -> &'static str {
         ObstacleKind::Kvm => "there is no KVM",
         ObstacleKind::Guest => "KVM has no AMX for guests",
         ObstacleKind::Cpuid => "KVM's CPUID has no usable AMX",
+        ObstacleKind::Area => "KVM copies less than its CPUID describes",
         _ => "KVM's CPUID contradicts itself",
     }
 }
@@ -221,13 +254,15 @@ pub(super) fn as_json(fleet: &Fleet, baseline: &Baseline) -> Value {
     json!({
         "hosts": baseline.hosts,
         "kinds": fleet.kinds().len(),
+        "undescribed": baseline.undescribed,
         "baseline": {
             "features": texts(&mut baseline.features.iter()),
             "cpuid": cpuid,
         },
         "losses": baseline.losses.iter().map(|loss| json!({
             "feature": loss.feature.to_string(),
-            "taken_by": loss.taken_by,
+            "missing_on": loss.missing_on,
+            "by_kernel": loss.by_kernel,
             "because": loss.because.map(|feature| feature.to_string()),
         })).collect::<Vec<_>>(),
         "more_losses": baseline.more_losses,
