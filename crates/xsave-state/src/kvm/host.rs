@@ -29,8 +29,10 @@ const XSAVE: u32 = 0xd;
 /// ```
 ///
 /// ```compile_fail,E0451
+/// # fn demo(other: xsave_state::kvm::HostArea) {
 /// // Nobody can claim a size.
-/// let host = xsave_state::kvm::HostArea { bytes: 4096, ..todo!() };
+/// let host = xsave_state::kvm::HostArea { bytes: 65_536, ..other };
+/// # }
 /// ```
 ///
 /// The layout is the processor's CPUID.0DH, limited to XCR0 of the host, with its palettes and its
