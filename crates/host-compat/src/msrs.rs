@@ -2,6 +2,8 @@
 
 use cpuid_amx::CpuidTable;
 
+use crate::host::Host;
+
 /// The values of feature MSRs; `None`: not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct FeatureMsrs {
@@ -20,6 +22,30 @@ impl FeatureMsrs {
             PERF_CAPABILITIES => self.perf_capabilities = Some(value),
             _ => {}
         }
+    }
+
+    /// Returns the values that a guest may see that is to run on this host and on all of `hosts`.
+    /// A host whose value is not known does not limit it: [`compat::check`](crate::compat::check) says
+    /// then that it was not compared.
+    #[must_use]
+    pub fn shared_with(mut self, hosts: &[Host]) -> Self {
+        for kvm in hosts.iter().filter_map(|host| host.kvm.as_ref().ok()) {
+            for msr in ALL {
+                if let (Some(ours), Some(theirs)) = (msr.value(&self), msr.value(&kvm.feature_msrs))
+                {
+                    self.set(msr.index, msr.shared(ours, theirs));
+                }
+            }
+        }
+        self
+    }
+
+    /// Iterates over (index, value) of the MSRs that `cpuid` names and whose value is known, for
+    /// KVM_SET_MSRS of a vCPU that has this CPUID.
+    pub fn entries(self, cpuid: &impl CpuidTable) -> impl Iterator<Item = (u32, u64)> {
+        ALL.into_iter()
+            .filter(|msr| msr.is_enumerated(cpuid))
+            .filter_map(move |msr| Some((msr.index, msr.value(&self)?)))
     }
 }
 
@@ -72,6 +98,18 @@ impl FeatureMsr {
         }
     }
 
+    /// The value that neither of two hosts is less than.
+    fn shared(&self, ours: u64, theirs: u64) -> u64 {
+        let numbers = self.same.iter().fold(0, |all, mask| all | mask);
+        let plain = ours & theirs & !self.inverted & !numbers;
+        let worse = (ours | theirs) & self.inverted;
+        let same = self.same.iter().fold(0, |all, mask| {
+            let equal = ours & mask == theirs & mask;
+            if equal { all | ours & mask } else { all }
+        });
+        plain | worse | same
+    }
+
     /// The bits by which the host is less than the guest relies on.
     pub(crate) fn missing(&self, guest: u64, host: u64) -> u64 {
         let numbers = self.same.iter().fold(0, |all, mask| all | mask);
@@ -92,6 +130,33 @@ impl FeatureMsr {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_is_missing_of_what_two_hosts_share() {
+        let values = [
+            0,
+            0b1,
+            0b11,
+            1 << 2,
+            1 << 19 | 1,
+            1 << 62 | 0x5f,
+            5,
+            6,
+            0x106,
+            0x2005,
+            u64::MAX,
+        ];
+        for msr in ALL {
+            for (ours, theirs) in values.iter().flat_map(|a| values.map(|b| (*a, b))) {
+                let shared = msr.shared(ours, theirs);
+                assert_eq!(shared, msr.shared(theirs, ours));
+                for host in [ours, theirs] {
+                    assert_eq!(msr.missing(shared, host), 0, "{ours:#x} {theirs:#x}");
+                }
+            }
+            assert_eq!(msr.shared(0x2005, 0x2005), 0x2005);
+        }
+    }
 
     #[test]
     fn what_is_less_is_missing() {

@@ -3,7 +3,6 @@
 //! | module | its one job |
 //! |---|---|
 //! | [`acpi`] | the tables that tell the kernel of its processors, serial port and switch |
-//! | `common` | what a guest sees that may go on on other hosts |
 //! | [`cpu`] | the CPUID of each vCPU, and the registers of the first |
 //! | [`devices`] | serial port, switch, and the port of the guest's init |
 //! | [`guest`] | a guest with its devices: where it comes from, and what it has to say |
@@ -25,7 +24,7 @@ use std::path::{Path, PathBuf};
 
 use cpuid_amx::Policy;
 use cpuid_amx::policy::PolicyError;
-use host_compat::RestrictError;
+use host_compat::{FeatureMsrs, RestrictError};
 use linux_loader::loader::bootparam::setup_header;
 use linux_loader::loader::bzimage::BzImage;
 use linux_loader::loader::elf::Elf;
@@ -130,6 +129,11 @@ impl Vm {
         }
         cpu::write_tables(&vm.memory)?;
         for (index, vcpu) in (0..).zip(&vm.vcpus) {
+            if !linux.others.is_empty() {
+                let msrs = feature_msrs(host).shared_with(&linux.others);
+                cpu::set_msrs(&vcpu.fd, msrs.entries(&supported))
+                    .map_err(|error| VmError::Boot { vcpu: index, error })?;
+            }
             cpu::set_registers(&vcpu.fd, (index == 0).then_some(entry))
                 .map_err(|error| VmError::Boot { vcpu: index, error })?;
         }
@@ -164,6 +168,12 @@ impl Vm {
         params::write(&self.memory, kernel.header, &places)?;
         Ok(kernel.entry)
     }
+}
+
+/// What KVM gives every vCPU of this host.
+fn feature_msrs(host: &Host) -> FeatureMsrs {
+    let kvm = host.description().kvm.as_ref();
+    kvm.map_or(FeatureMsrs::default(), |kvm| kvm.feature_msrs)
 }
 
 struct Loaded {

@@ -1,6 +1,6 @@
 //! The CPUID of each vCPU, and the registers of the first.
 
-use kvm_bindings::{CpuId, kvm_cpuid_entry2, kvm_lapic_state, kvm_regs};
+use kvm_bindings::{CpuId, Msrs, kvm_cpuid_entry2, kvm_lapic_state, kvm_msr_entry, kvm_regs};
 use kvm_ioctls::{Cap, VcpuFd};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryError, GuestMemoryMmap};
 use vmm_sys_util::errno;
@@ -28,6 +28,25 @@ const VMX: u32 = 1 << 5;
 const SVM: u32 = 1 << 2;
 /// AMD's leaf of SVM.
 const SVM_LEAF: u32 = 0x8000_000a;
+
+/// Sets a few MSRs of a vCPU that has its CPUID.
+pub(super) fn set_msrs(
+    vcpu: &VcpuFd,
+    msrs: impl Iterator<Item = (u32, u64)>,
+) -> Result<(), errno::Error> {
+    let entry = |(index, data)| kvm_msr_entry {
+        index,
+        data,
+        ..Default::default()
+    };
+    let entries: Vec<_> = msrs.map(entry).collect();
+    let list = Msrs::from_entries(&entries).map_err(|_| errno::Error::new(nix::libc::E2BIG))?;
+    if vcpu.set_msrs(&list)? == entries.len() {
+        Ok(())
+    } else {
+        Err(errno::Error::new(nix::libc::EINVAL))
+    }
+}
 /// CPUID.01H:ECX[24].
 const TSC_DEADLINE: u32 = 1 << 24;
 /// CPUID.01H:EDX[28]: more than one logical processor.
