@@ -81,3 +81,28 @@ impl From<TableFull> for RestrictError {
         Self::Full(error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cpuid_amx::Table;
+
+    /// No feature bit tells them apart.
+    #[test]
+    fn components_that_are_elsewhere_on_one_host_are_not_shared() {
+        let table: Table = cpuid_amx::dump::EXAMPLE.parse().unwrap();
+        let mut moved = table.clone();
+        let [size, _, flags, _] = table.leaf(0xd, 18);
+        moved.set_leaf(0xd, 18, [size, 4096, flags, 0]).unwrap();
+        let [user, ebx, _, high] = table.leaf(0xd, 0);
+        moved
+            .set_leaf(0xd, 0, [user, ebx, 4096 + size, high])
+            .unwrap();
+        let other = Host::from_cpuid("moved", moved);
+
+        let mut guest = table.clone();
+        restrict(&mut guest, std::slice::from_ref(&other)).unwrap();
+        assert_eq!(user & 0x60000, 0x60000);
+        assert_eq!(guest.leaf(0xd, 0)[0] & 0x60000, 0);
+    }
+}
