@@ -21,7 +21,7 @@ pub enum Use {
 /// A register that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegisterDiff {
-    /// Its name.
+    /// The name of the register, as the manual has it.
     pub name: &'static str,
     /// In the first; `None`: not known.
     pub first: Option<u64>,
@@ -54,7 +54,7 @@ impl PartDiff {
 /// A component that differs, or that only one of the two uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ComponentDiff {
-    /// Which.
+    /// The component that differs.
     pub id: ComponentId,
     /// How the first has it.
     pub first: Use,

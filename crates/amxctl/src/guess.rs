@@ -15,7 +15,7 @@ use crate::bytes;
 /// A layout that nobody has stated.
 #[derive(Clone, Debug)]
 pub struct Guess {
-    /// The layout.
+    /// The layout that fits the area.
     pub layout: Layout,
     /// Another one that fits as well, and has components elsewhere.
     pub other: Option<Layout>,

@@ -5,12 +5,12 @@ use super::OpenError;
 /// Nothing is nested deeper in what is read here.
 const MAX_DEPTH: usize = 64;
 
-/// One line.
+/// What one line of the text says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Event<'a> {
     /// A structure, list or tuple begins; with the field that it is, if it is one.
     Open(Option<&'a str>),
-    /// It ends.
+    /// The structure, list or tuple that began last ends.
     Close,
     /// A value; with the field that it is, if it is one.
     Value(Option<&'a str>, &'a str),

@@ -16,7 +16,7 @@ pub enum OpenError {
     /// It cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
-        /// The file.
+        /// The path of the file that cannot be read.
         path: PathBuf,
         /// Why not.
         source: io::Error,

@@ -11,7 +11,7 @@ use crate::screen;
 /// Left of a picture.
 const INDENT: usize = 4;
 
-/// One tile.
+/// A tile with its configured shape and its bytes.
 pub(crate) struct Tile<'a> {
     pub(crate) number: usize,
     /// Rows and bytes of a row, as they are configured; `None`: not configured.

@@ -15,7 +15,7 @@ use crate::{Answer, Outcome, fleet};
 /// Rows of the table; JSON has all hosts.
 const SHOWN: usize = 64;
 
-/// One host.
+/// A row of the table: a host and what was found on it.
 struct Row<'a> {
     host: &'a Host,
     checked: Checked,
