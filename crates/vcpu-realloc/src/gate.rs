@@ -68,6 +68,8 @@ pub struct Gate {
 struct State {
     registers: Pair,
     granted: XFeatures,
+    /// What some vCPU of the VM has been granted, here or where the VM ran before.
+    promised: XFeatures,
     question: Option<Question>,
 }
 
@@ -104,6 +106,7 @@ impl Gate {
             state: State {
                 registers: Pair::RESET,
                 granted: XFeatures::empty(),
+                promised: XFeatures::empty(),
                 question: None,
             },
         }
@@ -125,6 +128,14 @@ impl Gate {
     #[must_use]
     pub fn granted(&self) -> XFeatures {
         self.state.granted
+    }
+
+    /// The features that some vCPU of the VM has been granted, here or where the VM ran before. They
+    /// cannot be denied to this vCPU any more: a task of the guest may have tiles in memory, and may be
+    /// scheduled here.
+    #[must_use]
+    pub fn promised(&self) -> XFeatures {
+        self.state.promised
     }
 
     /// Whether the guest has state for every feature that IA32_XFD can disable, so that no write
@@ -170,7 +181,8 @@ impl Gate {
     /// - **idle**: some feature is not granted, and nothing is asked;
     /// - **held**: the VMM is asked, and a write of the guest is held back;
     /// - **found**: the VMM is asked about what the guest already can use, because nobody saw the
-    ///   write (KVM performs XSETBV itself) or because the vCPU was restored;
+    ///   write (KVM performs XSETBV itself) or because the vCPU was restored, and what its VM was
+    ///   granted where it ran before;
     /// - **passed**: everything is granted.
     ///
     #[doc = include_str!("gate/transitions.md")]
@@ -201,16 +213,33 @@ impl Gate {
                 self.state.registers.xcr0 = xcr0;
                 self.stand()
             }
-            Event::Observe { xcr0, xfd, in_use } | Event::Restore { xcr0, xfd, in_use } => {
-                self.look(Pair { xcr0, xfd }, in_use)
+            Event::Observe { xcr0, xfd, in_use } => {
+                let owed = self.owed();
+                self.look(Pair { xcr0, xfd }, in_use | owed)
+            }
+            Event::Restore {
+                xcr0,
+                xfd,
+                in_use,
+                granted,
+            } => {
+                self.promise(granted);
+                self.look(Pair { xcr0, xfd }, in_use | granted)
+            }
+            Event::GrantedElsewhere(features) => {
+                self.promise(features);
+                self.stand()
             }
             Event::Grant(features) => self.grant(features),
             Event::Deny => match self.state.question {
                 Some(Question {
                     features,
                     write: Some(_),
-                }) => self.fault(Fault::Denied { features }),
-                // There is no instruction to fault: the guest has the feature.
+                }) if !features.intersects(self.state.promised) => {
+                    self.fault(Fault::Denied { features })
+                }
+                // There is no instruction to fault, because the guest has the feature; or a fault would
+                // take tiles from a task that has some in memory.
                 _ => self.stand(),
             },
             Event::Fail => self.stand(),
@@ -254,6 +283,15 @@ impl Gate {
         self.ask(features, None)
     }
 
+    fn promise(&mut self, features: XFeatures) {
+        self.state.promised |= features & self.layout.xfd();
+    }
+
+    /// What a restore has asked for and has not got, whatever the registers show.
+    fn owed(&self) -> XFeatures {
+        self.found() & self.state.promised
+    }
+
     /// What the guest was found to have already, and has no grant for: it may be in use, which the
     /// registers do not show.
     fn found(&self) -> XFeatures {
@@ -268,6 +306,7 @@ impl Gate {
 
     fn grant(&mut self, features: XFeatures) -> Action {
         self.state.granted |= features & self.layout.xfd();
+        self.promise(features);
         if let Some(Question { features, write }) = self.state.question {
             let rest = features - self.state.granted;
             if !rest.is_empty() {
@@ -335,6 +374,7 @@ impl fmt::Debug for Gate {
             .field("xcr0", &self.xcr0())
             .field("xfd", &self.xfd())
             .field("granted", &self.granted())
+            .field("promised", &self.promised())
             .field("waiting_for", &self.waiting_for())
             .finish_non_exhaustive()
     }

@@ -1,48 +1,100 @@
-//! The VMM's side of growth: the question, its answer, and the memory and accounts behind it.
+//! The question to the VMM at a first use, and its answer.
 //!
-//! | item | its one job |
-//! |---|---|
-//! | [`Grow`] | the trait that a VMM implements, or a closure |
-//! | [`Request`], [`Answer`] | what is asked, and what can be said |
-//! | [`StateMemory`] | the memory that a VMM keeps for one vCPU's state: small until first use |
-//! | [`Ledger`] | the memories of all vCPUs of a VM: who is live, since when, how many bytes |
+//! # A VMM that must say no
 //!
-//! Nothing here aborts when memory is short: each allocation can fail, and a failure changes nothing.
+//! No answer takes AMX away from a guest that can see it and stays without harm. In the order of what
+//! they cost the guest:
 //!
-//! ```
-//! use vcpu_realloc::growth::{Answer, Grow, Ledger, LedgerError, Request, Scope};
-//! use vcpu_realloc::{Action, Event, Gate};
-//! use xsave_state::XFeatures;
-//! # use xsave_state::{Component, ComponentId, Layout, Palette};
-//! # let layout = Layout::from_parts(
-//! #     [
-//! #         Component::user(ComponentId::XTILECFG, 2752, 64).aligned(),
-//! #         Component::user(ComponentId::XTILEDATA, 2816, 8192).aligned(),
-//! #     ],
-//! #     [Palette::ONE],
-//! # )
-//! # .unwrap();
-//! let mut ledger = Ledger::new();
-//! ledger.add(0, &layout)?;
-//! ledger.add(1, &layout)?;
-//! assert_eq!((ledger.live(), ledger.bytes()), (0, 2 * 2816));
-//!
-//! // vCPU 1 asks. The time is whatever the VMM's clock gives.
-//! let mut gate = Gate::new(&layout);
-//! let enable = Event::WriteXcr0(XFeatures::from_bits_retain(0x60003));
-//! let Action::Grow(growth) = gate.on(enable) else { unreachable!() };
-//! let request = Request { vcpu: 1, growth, scope: Scope::Vcpu };
-//! let mut vmm = |request: &Request| ledger.grow(request, 1234).map(|()| Answer::Grant);
-//! assert_eq!(vmm.grow(&request)?, Answer::Grant);
-//! assert_eq!((ledger.live(), ledger.live_since(1)), (1, Some(1234)));
-//! assert_eq!(ledger.bytes(), 2816 + 11_008);
-//! # Ok::<(), LedgerError>(())
-//! ```
+//! - **Hide AMX from its CPUID before it boots.** Then there is no question.
+//! - **Hold the vCPU**: [`Answer::Later`], or an error. It does not run until it is asked again, which can
+//!   be as often and as late as the VMM likes. The other vCPUs run on; a Linux guest reports a processor
+//!   that stands still for long.
+//! - **Stop the VM with its state saved**: [`Answer::Stop`]. The vCPU stands in front of its write again,
+//!   and can be saved and go on here or elsewhere. There, too, it asks.
+//! - [`Answer::Deny`] raises #GP, and only before the VM's first use. A Linux guest does not survive that
+//!   well: see there.
 
-mod ledger;
-mod memory;
-mod request;
+use core::convert::Infallible;
 
-pub use ledger::{Ledger, LedgerError};
-pub use memory::{LoadError, OutOfMemory, StateMemory, StoreError};
-pub use request::{Answer, Grow, Request, Scope};
+use crate::gate::Growth;
+
+/// A VMM, asked when a guest first uses features. A closure of [`Request`] is one.
+///
+/// It may allocate, refuse, take its time, or put the question to another thread and answer
+/// [`Later`](Answer::Later). While it is asked, the vCPU does not run, and no other vCPU of the VM is
+/// asked: so it must not call the VM's gate that asks it.
+pub trait Grow {
+    /// Why the VMM could not answer. It reaches the caller as it is, and the question stands.
+    type Error;
+
+    /// Answers the request. It may come again: after an error, when it is
+    /// [retried](crate::Event::Retry), and from other vCPUs of the same VM while the first answer is
+    /// still to come.
+    ///
+    /// # Errors
+    ///
+    /// The VMM could not answer, for example for lack of memory. Nothing is granted, the guest's
+    /// instruction waits, and the same can be asked again.
+    fn grow(&mut self, request: &Request) -> Result<Answer, Self::Error>;
+}
+
+impl<F, E> Grow for F
+where
+    F: FnMut(&Request) -> Result<Answer, E>,
+{
+    type Error = E;
+
+    fn grow(&mut self, request: &Request) -> Result<Answer, E> {
+        self(request)
+    }
+}
+
+/// A VMM that has this answer, for example one that another thread has just given.
+impl Grow for Answer {
+    type Error = Infallible;
+
+    fn grow(&mut self, _: &Request) -> Result<Answer, Infallible> {
+        Ok(*self)
+    }
+}
+
+/// What a VMM is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Request {
+    /// The vCPU that is about to use the features, by the number that KVM_CREATE_VCPU was given.
+    pub vcpu: u64,
+    /// The features and their sizes, for one vCPU.
+    pub growth: Growth,
+    /// For whom.
+    pub scope: Scope,
+}
+
+/// For whom state is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// For the vCPU that asks.
+    Vcpu,
+    /// For all vCPUs of the VM, because no other will ask.
+    Vm,
+}
+
+/// What a VMM says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Answer {
+    /// The guest may have the state.
+    Grant,
+    /// The guest may not have it: its write raises #GP. It is the last resort, and is refused once any
+    /// vCPU of the VM has been granted the features: a task of the guest may have tiles in memory, and
+    /// its kernel dies when it cannot load them (XRSTORS raises #NM in kernel mode).
+    ///
+    /// What Linux does, by its source (arch/x86/kernel/fpu/xstate.h, `xfd_update_state`; arch/x86/mm/extable.c,
+    /// `ex_handler_msr`): it warns once, goes on as if the write had been done, and does not write the
+    /// same value again. So the task's next attempt raises #NM again, without end, and at each of its context
+    /// switches the VMM is asked anew.
+    Deny,
+    /// The vCPU is put back in front of its write, so that the VM can be saved or held. When it runs
+    /// again, here or elsewhere, it asks again.
+    Stop,
+    /// The answer comes later, and the vCPU waits for it without running.
+    Later,
+}

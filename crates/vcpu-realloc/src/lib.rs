@@ -16,9 +16,11 @@ extern crate std;
 
 pub mod fpswitch;
 pub mod gate;
+pub mod grant;
 pub mod growth;
 #[cfg(feature = "kvm")]
 pub mod kvm;
 
 pub use gate::{Action, Event, Fault, Gate, Growth};
+pub use grant::{SavedGrant, SavedGrantError};
 pub use growth::{Answer, Grow, Request, Scope};

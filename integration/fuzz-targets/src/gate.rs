@@ -1,7 +1,7 @@
 //! The gate under any sequence of events: nothing is usable before its grant, and a question stands
 //! until it is answered.
 
-use vcpu_realloc::{Action, Event, Gate};
+use vcpu_realloc::{Action, Event, Fault, Gate, SavedGrant};
 use xsave_state::XFeatures;
 
 use crate::input::Input;
@@ -13,6 +13,10 @@ pub fn gate(data: &[u8]) {
     let layout = layouts::pick(&mut input);
     let mut gate = Gate::new(layout);
     let dynamic = layout.xfd();
+    if let Ok(grant) = SavedGrant::from_bytes(data, dynamic) {
+        assert_eq!(grant.to_bytes(), data);
+        assert!(dynamic.contains(grant.features()));
+    }
     // What observations and restores show is not the gate's doing.
     let mut shown = false;
     while !input.is_empty() {
@@ -35,6 +39,8 @@ pub fn gate(data: &[u8]) {
             _ => before.granted(),
         };
         assert_eq!(gate.granted(), granted, "{event:?}");
+        assert!(dynamic.contains(gate.promised()));
+        assert!(gate.promised().contains(before.promised() | granted));
         let same = (xcr0, xfd) == (before.xcr0(), before.xfd());
         match action {
             Action::Complete | Action::PassThrough => {
@@ -53,6 +59,9 @@ pub fn gate(data: &[u8]) {
             }
             Action::InjectGp(fault) => {
                 assert!(!fault.to_string().is_empty());
+                if let Fault::Denied { features } = fault {
+                    assert!(!features.intersects(before.promised()));
+                }
                 assert!(same);
             }
             Action::Grow(growth) => {
@@ -76,7 +85,7 @@ pub fn gate(data: &[u8]) {
 }
 
 fn event(input: &mut Input<'_>) -> Event {
-    match input.u8() % 12 {
+    match input.u8() % 13 {
         0 => Event::WriteXfd(bitmap(input)),
         1 => Event::WriteXcr0(bitmap(input)),
         2 => Event::ObserveXcr0(bitmap(input)),
@@ -92,10 +101,12 @@ fn event(input: &mut Input<'_>) -> Event {
             xcr0: bitmap(input),
             xfd: bitmap(input),
             in_use: bitmap(input),
+            granted: bitmap(input),
         },
         8 => Event::Fail,
         9 => Event::Retry,
         10 => Event::Withdraw,
+        11 => Event::GrantedElsewhere(bitmap(input)),
         _ => Event::Init,
     }
 }

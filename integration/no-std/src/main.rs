@@ -17,8 +17,7 @@ use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use cpuid_amx::{CpuidTable, Table, coherence};
-use vcpu_realloc::growth::Ledger;
-use vcpu_realloc::{Action, Event, Gate, Request, Scope};
+use vcpu_realloc::{Action, Event, Gate, SavedGrant};
 use xsave_state::sanitize::sanitize;
 use xsave_state::{
     ComponentId, ExtendedState, Image, Layout, Losses, Registers, UntrustedArea, XFeatures,
@@ -54,16 +53,9 @@ fn use_all() -> Option<()> {
         return None;
     };
     require(growth.bytes() == 8192)?;
-    let mut ledger = Ledger::new();
-    ledger.add(0, &layout).ok()?;
-    let scope = Scope::Vcpu;
-    let request = Request {
-        vcpu: 0,
-        growth,
-        scope,
-    };
-    ledger.grow(&request, ()).ok()?;
-    require(ledger.bytes() == layout.standard_size())?;
+    let grant = SavedGrant::of(growth.features()).to_bytes();
+    let grant = SavedGrant::from_bytes(&grant, layout.xfd()).ok()?;
+    require(grant.has_been())?;
     require(gate.on(Event::Grant(growth.features())) == Action::PassThrough)
 }
 

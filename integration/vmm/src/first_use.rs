@@ -1,27 +1,25 @@
-//! The moment at which a guest first uses AMX: which vCPU, when, and room for its state.
+//! The moment at which a guest first uses AMX: which vCPU, when, and what the VMM says to it.
 //!
 //! What a VMM adds to have it: [`FirstUse::watch`] before its vCPUs run, and one arm in the loop of
 //! `run`.
 
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::convert::Infallible;
+use std::time::SystemTime;
 
 use kvm_ioctls::VcpuFd;
 use thiserror::Error;
-use vcpu_realloc::growth::{Ledger, LedgerError};
 use vcpu_realloc::kvm::{
     ExitHandler, HandleError, Handled, InstallError, ObserveError, Options, StartError, VmGate,
 };
-use vcpu_realloc::{Answer, Request};
+use vcpu_realloc::{Answer, SavedGrant};
 use xsave_state::kvm::{CaptureError, XsaveBuffer, capture};
 
 use crate::host::Host;
 use crate::vm::{Vcpu, Vm};
 
-/// The gate of a VM, with memory for the state of its vCPUs.
+/// The gate of a VM.
 pub struct FirstUse {
     pub(crate) gates: Vec<Gate>,
-    pub(crate) ledger: Mutex<Ledger<Instant>>,
     vm: VmGate,
 }
 
@@ -29,47 +27,64 @@ pub struct FirstUse {
 pub(crate) struct Gate {
     handler: ExitHandler,
     buffer: XsaveBuffer,
+    answer: Answer,
+}
+
+/// What became of a write to an MSR.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wrote {
+    /// It is not one of IA32_XFD.
+    NotOurs,
+    /// The vCPU may run.
+    Done,
+    /// The vCPU stands in front of its write, and the VM stops.
+    Stopped,
 }
 
 impl FirstUse {
-    /// Watches a VM that has not run yet: booted, or restored.
+    /// Watches a VM that has not run yet: booted, or restored. `grant` is what was saved with it; `None`:
+    /// nobody knows. `answer` is given to its first use.
     ///
     /// # Errors
     ///
     /// The step that failed.
-    pub fn watch(host: &Host, vm: &mut Vm) -> Result<Self, FirstUseError> {
+    pub fn watch(
+        host: &Host,
+        vm: &mut Vm,
+        grant: Option<SavedGrant>,
+        answer: Answer,
+    ) -> Result<Self, FirstUseError> {
         let first = vm.vcpus.first().ok_or(FirstUseError::NoVcpu)?;
         let gate = VmGate::install(&vm.fd, first.layout.layout(), Options::default())?;
-        let ledger = Mutex::new(Ledger::new());
         let mut gates = Vec::with_capacity(vm.vcpus.len());
         for (number, Vcpu { fd, layout }) in (0..).zip(&mut vm.vcpus) {
-            lock(&ledger).add(number, layout.layout())?;
-            let mut vmm = allocate(&ledger);
-            let mut handler = gate.vcpu(number, &mut vmm)?;
+            let mut handler = gate.vcpu(number, &mut { answer })?;
             let mut buffer = XsaveBuffer::new(host.area());
             // A restored vCPU may have passed elsewhere.
             let state = capture(fd, layout, &mut buffer)?.state;
-            handler.restored(&state, &mut vmm)?;
+            let _ = handler.restored(&state, grant, &mut { answer })?;
             drop(state);
-            gates.push(Gate { handler, buffer });
+            gates.push(Gate {
+                handler,
+                buffer,
+                answer,
+            });
         }
-        Ok(Self {
-            gates,
-            ledger,
-            vm: gate,
-        })
+        Ok(Self { gates, vm: gate })
+    }
+
+    /// What the next first use is answered with: after a stop.
+    pub fn set_answer(&mut self, answer: Answer) {
+        for gate in &mut self.gates {
+            gate.answer = answer;
+        }
     }
 
     /// Which vCPU was the first to use AMX, and when.
     #[must_use]
-    pub fn first_use(&self) -> Option<(u64, Instant)> {
-        lock(&self.ledger).first_use()
-    }
-
-    /// Bytes that the VMM keeps for the state of all vCPUs.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        lock(&self.ledger).bytes()
+    pub fn first_use(&self) -> Option<(u64, SystemTime)> {
+        let first = *self.vm.first_uses().first()?;
+        Some((first.vcpu, first.at))
     }
 
     /// The gate of the VM.
@@ -80,33 +95,28 @@ impl FirstUse {
 }
 
 impl Gate {
-    /// Whether the write was one of IA32_XFD, and is done.
+    /// Handles a write to an MSR.
     pub(crate) fn write(
         &mut self,
         msr: u32,
         value: u64,
         vcpu: &mut VcpuFd,
-        ledger: &Mutex<Ledger<Instant>>,
-    ) -> Result<bool, HandleError<LedgerError>> {
-        let handled =
-            self.handler
-                .handle(msr, value, vcpu, &mut self.buffer, &mut allocate(ledger))?;
-        Ok(handled != Handled::NotOurs)
+    ) -> Result<Wrote, HandleError<Infallible>> {
+        let Self {
+            handler,
+            buffer,
+            answer,
+        } = self;
+        Ok(match handler.handle(msr, value, vcpu, buffer, answer)? {
+            Handled::NotOurs => Wrote::NotOurs,
+            Handled::Written { .. } | Handled::Faulted(_) => Wrote::Done,
+            Handled::Waiting(_) => {
+                handler.rewind(vcpu).map_err(HandleError::Rewind)?;
+                Wrote::Stopped
+            }
+            Handled::Stopped(_) => Wrote::Stopped,
+        })
     }
-}
-
-/// This VMM grants whatever it has memory for.
-fn allocate(
-    ledger: &Mutex<Ledger<Instant>>,
-) -> impl FnMut(&Request) -> Result<Answer, LedgerError> {
-    |request| {
-        lock(ledger).grow(request, Instant::now())?;
-        Ok(Answer::Grant)
-    }
-}
-
-fn lock<T>(ledger: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    ledger.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The first use of AMX cannot be watched.
@@ -119,16 +129,13 @@ pub enum FirstUseError {
     /// The trap could not be set.
     #[error(transparent)]
     Install(#[from] InstallError),
-    /// There is no memory for a vCPU's state.
-    #[error(transparent)]
-    Memory(#[from] LedgerError),
     /// A vCPU could not be watched.
     #[error(transparent)]
-    Start(#[from] StartError<LedgerError>),
+    Start(#[from] StartError<Infallible>),
     /// A vCPU's state could not be read.
     #[error(transparent)]
     Capture(#[from] CaptureError),
-    /// A vCPU has state already, and the VMM has no room for it.
+    /// A vCPU has AMX in use already, and that was not granted.
     #[error(transparent)]
-    Observe(#[from] ObserveError<LedgerError>),
+    Observe(#[from] ObserveError<Infallible>),
 }

@@ -3,7 +3,7 @@
 //! Each vCPU has a thread while it runs. A vCPU that is stopped has no exit left to complete: an
 //! OUT that the guest has executed is neither seen twice nor lost when its state moves on.
 
-use std::sync::Mutex;
+use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
@@ -12,12 +12,11 @@ use std::time::{Duration, Instant};
 use kvm_ioctls::{VcpuExit, VcpuFd};
 use nix::libc::{EAGAIN, EINTR};
 use thiserror::Error;
-use vcpu_realloc::growth::{Ledger, LedgerError};
 use vcpu_realloc::kvm::HandleError;
 use vmm_sys_util::errno;
 
 use crate::bus::{Bus, BusError};
-use crate::first_use::{FirstUse, Gate};
+use crate::first_use::{FirstUse, Gate, Wrote};
 use crate::kick::{self, Kick, Kickable};
 use crate::vm::Vcpu;
 
@@ -40,6 +39,8 @@ pub enum Ended {
 enum Next {
     Run,
     Halt,
+    /// The guest uses AMX for the first time, and the VMM says to stop.
+    Stop,
 }
 
 enum Event {
@@ -47,8 +48,8 @@ enum Event {
     Ended(Result<Ended, RunError>),
 }
 
-/// The gate of a vCPU and the VM's memory behind it, where somebody watches.
-type Watched<'a> = Option<(&'a mut Gate, &'a Mutex<Ledger<Instant>>)>;
+/// The gate of a vCPU, where somebody watches.
+type Watched<'a> = Option<&'a mut Gate>;
 
 /// Runs `vcpus`, each on a thread of its own, until all halt or `limit` is over.
 pub(crate) fn run(
@@ -57,10 +58,7 @@ pub(crate) fn run(
     bus: &impl Bus,
     limit: Duration,
 ) -> Result<Ended, RunError> {
-    let (mut gates, ledger) = match first_use {
-        Some(FirstUse { gates, ledger, .. }) => (Some(gates.iter_mut()), Some(&*ledger)),
-        None => (None, None),
-    };
+    let mut gates = first_use.map(|first_use| first_use.gates.iter_mut());
     kick::install().map_err(RunError::Signal)?;
     let stop = AtomicBool::new(false);
     let (sender, receiver) = mpsc::channel();
@@ -68,8 +66,7 @@ pub(crate) fn run(
         let mut handles = Vec::new();
         for (index, vcpu) in (0..).zip(vcpus.iter_mut()) {
             let (sender, stop) = (sender.clone(), &stop);
-            let gate = gates.as_mut().and_then(Iterator::next);
-            let mut watched = gate.zip(ledger);
+            let mut watched = gates.as_mut().and_then(Iterator::next);
             handles.push(scope.spawn(move || {
                 // The receiver outlives all threads: it cannot be gone.
                 let _ = sender.send(Event::Started(Kick::this_thread()));
@@ -162,6 +159,7 @@ fn run_one(
                 ended = Ended::Halted;
                 break;
             }
+            Some(Next::Stop) => break,
             None => kickable.vcpu().set_kvm_immediate_exit(0),
         }
     }
@@ -213,15 +211,19 @@ fn step(
         VcpuExit::Hlt => return Ok(Some(Next::Halt)),
         VcpuExit::X86Wrmsr(exit) => {
             let (msr, value) = (exit.index, exit.data);
-            let done = match watched {
-                Some((gate, ledger)) => gate
-                    .write(msr, value, vcpu, ledger)
+            let wrote = match watched {
+                Some(gate) => gate
+                    .write(msr, value, vcpu)
                     .map_err(|error| RunError::FirstUse { vcpu: index, error })?,
-                None => false,
+                None => Wrote::NotOurs,
             };
-            if !done {
-                let exit = format!("WRMSR of {msr:#x} to {value:#x}");
-                return Err(no_answer(vcpu, index, exit));
+            match wrote {
+                Wrote::Done => {}
+                Wrote::Stopped => return Ok(Some(Next::Stop)),
+                Wrote::NotOurs => {
+                    let exit = format!("WRMSR of {msr:#x} to {value:#x}");
+                    return Err(no_answer(vcpu, index, exit));
+                }
             }
         }
         other => {
@@ -272,7 +274,7 @@ pub enum RunError {
         /// The vCPU.
         vcpu: u8,
         /// Why.
-        error: HandleError<LedgerError>,
+        error: HandleError<Infallible>,
     },
     /// An instruction does not come to its end.
     #[error("vCPU {vcpu} has left the guest {exits} times for one instruction")]

@@ -33,10 +33,18 @@ pub enum Event {
         xfd: XFeatures,
         /// Components that the snapshot has in use: XSTATE_BV.
         in_use: XFeatures,
+        /// What any vCPU of the VM had been granted where it ran before. The registers do not show it:
+        /// between two tasks with tiles, XFD is armed and no tile is in use. Where nobody knows, all
+        /// features.
+        granted: XFeatures,
     },
+    /// Another vCPU of the VM has been granted these features. They cannot be denied to this one any
+    /// more: the guest may schedule here a task that has tiles in memory.
+    GrantedElsewhere(XFeatures),
     /// The VMM has state for these features: its answer to the question, or ahead of it.
     Grant(XFeatures),
-    /// The VMM denies the features that were asked for.
+    /// The VMM denies the features that were asked for. After a first use in the VM that is too late:
+    /// the question stands.
     Deny,
     /// The VMM could not answer, for example for lack of memory.
     Fail,
@@ -46,7 +54,7 @@ pub enum Event {
     /// repeat it.
     Withdraw,
     /// The vCPU is reset: XCR0 is x87, IA32_XFD is 0 (SDM Vol. 3, "Processor State After Reset").
-    /// What has been granted stays granted.
+    /// What has been granted stays granted, to this vCPU and to others.
     Reset,
     /// The vCPU takes an INIT, which leaves XCR0 and IA32_XFD as they are.
     Init,

@@ -166,6 +166,7 @@ fn a_restored_vcpu_that_had_passed_is_asked_for_before_it_runs() {
             xcr0: amx(),
             xfd,
             in_use,
+            granted: NONE,
         })
     };
     assert_eq!(restored(NONE, NONE), Action::Grow(tiles()));
@@ -177,8 +178,63 @@ fn a_restored_vcpu_that_had_passed_is_asked_for_before_it_runs() {
         xcr0: XFeatures::LEGACY,
         xfd: NONE,
         in_use: TILES,
+        granted: NONE,
     };
     assert_eq!(gate.on(left_behind), Action::Grow(tiles()));
+}
+
+/// Between two tasks with tiles nothing of them is in the registers. Whether the VM had its first use
+/// decides, and not what the vCPU has in use.
+#[test]
+fn a_restored_vcpu_of_a_vm_that_was_granted_is_asked_for_before_it_runs() {
+    let between_tasks = Event::Restore {
+        xcr0: amx(),
+        xfd: TILES,
+        in_use: NONE,
+        granted: TILES,
+    };
+    let look = Event::Observe {
+        xcr0: amx(),
+        xfd: TILES,
+        in_use: NONE,
+    };
+    let mut gate = Gate::new(&amx_layout());
+    assert_eq!(gate.on(between_tasks), Action::Grow(tiles()));
+    // Nothing has run: the VMM gives it up, or grants. Neither a denial nor a look makes it run.
+    assert_eq!(gate.on(Event::Deny), Action::Hold);
+    assert_eq!(gate.on(Event::Fail), Action::Hold);
+    for event in [look, Event::Init] {
+        assert_eq!(gate.on(event), Action::Grow(tiles()), "{event:?}");
+    }
+    // A reset clears the vCPU, and not what a task of the guest has in memory.
+    let mut reset = gate.clone();
+    assert_eq!(reset.on(Event::Reset), Action::Complete);
+    assert_eq!(reset.on(Event::WriteXcr0(amx())), Action::Grow(tiles()));
+    assert_eq!(reset.on(Event::Deny), Action::Hold);
+    assert_eq!(gate.on(Event::Grant(TILES)), Action::PassThrough);
+}
+
+/// A task with tiles in memory may be scheduled on the vCPU that asks.
+#[test]
+fn after_a_first_use_in_the_vm_no_vcpu_can_be_denied() {
+    let mut gate = armed();
+    assert_eq!(gate.on(CLEAR), Action::Grow(tiles()));
+    assert_eq!(gate.on(Event::GrantedElsewhere(TILES)), Action::Hold);
+    assert_eq!(gate.promised(), TILES);
+    for _ in 0..3 {
+        assert_eq!(gate.on(Event::Deny), Action::Hold);
+        assert_eq!(gate.on(Event::Retry), Action::Grow(tiles()));
+    }
+    // It can still fail, wait, and be taken back for a snapshot.
+    assert_eq!(gate.on(Event::Fail), Action::Hold);
+    assert_eq!(gate.on(Event::Withdraw), Action::Complete);
+    assert_eq!(gate.on(CLEAR), Action::Grow(tiles()));
+    assert_eq!(gate.on(Event::Grant(TILES)), Action::PassThrough);
+    // What is promised is what the guest has.
+    let mut gate = Gate::new(&Layout::legacy());
+    let all = XFeatures::all();
+    assert_eq!(gate.on(Event::GrantedElsewhere(all)), Action::PassThrough);
+    assert_eq!(gate.promised(), NONE);
 }
 
 #[test]
@@ -199,7 +255,12 @@ fn what_a_restored_vcpu_has_in_use_stays_asked_for_after_init_and_observation() 
     let mut gate = Gate::new(&amx_layout());
     let (xcr0, xfd) = (XFeatures::X87, XFeatures::empty());
     let in_use = TILES;
-    let restored = gate.on(Event::Restore { xcr0, xfd, in_use });
+    let restored = gate.on(Event::Restore {
+        xcr0,
+        xfd,
+        in_use,
+        granted: NONE,
+    });
     assert!(matches!(restored, Action::Grow(_)));
     assert_eq!(gate.on(Event::Fail), Action::Hold);
     for event in [Event::Init, Event::Observe { xcr0, xfd, in_use }] {
@@ -282,6 +343,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => xfd().prop_map(Event::WriteXfd),
         4 => xcr0().prop_map(Event::WriteXcr0),
         2 => xfd().prop_map(Event::Grant),
+        1 => xfd().prop_map(Event::GrantedElsewhere),
         1 => Just(Event::Deny),
         1 => Just(Event::Fail),
         1 => Just(Event::Retry),
@@ -315,6 +377,10 @@ proptest! {
                 prop_assert_eq!(gate.granted(), before.granted() | (features & layout.xfd()));
             } else {
                 prop_assert_eq!(gate.granted(), before.granted());
+            }
+            prop_assert!(gate.promised().contains(gate.granted() | before.promised()));
+            if let Action::InjectGp(Fault::Denied { features }) = action {
+                prop_assert!(!features.intersects(before.promised()));
             }
             // A question is for exactly what is missing, and stands until it is answered.
             match action {

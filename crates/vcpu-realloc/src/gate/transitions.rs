@@ -11,7 +11,7 @@ use super::*;
 const STATES: [&str; 4] = ["idle", "held", "found", "passed"];
 
 /// Rows in the order of the table: event, and when.
-const ROWS: [(&str, &str); 21] = [
+const ROWS: [(&str, &str); 23] = [
     ("WriteXfd", "reserved bits"),
     ("WriteXfd", "first use"),
     ("WriteXfd", "otherwise"),
@@ -19,14 +19,22 @@ const ROWS: [(&str, &str); 21] = [
     ("WriteXcr0", "first use"),
     ("WriteXcr0", "otherwise"),
     ("ObserveXcr0", "always"),
-    ("Observe", "first use, or in use and not granted"),
+    (
+        "Observe",
+        "first use, or in use and not granted, or owed since a restore",
+    ),
     ("Observe", "otherwise"),
-    ("Restore", "first use, or in use and not granted"),
+    (
+        "Restore",
+        "first use, or in use or granted before, and not granted here",
+    ),
     ("Restore", "otherwise"),
+    ("GrantedElsewhere", "always"),
     ("Grant", "of everything"),
     ("Grant", "of what is asked, not everything"),
     ("Grant", "of less than is asked"),
-    ("Deny", "always"),
+    ("Deny", "of what no vCPU of the VM was granted"),
+    ("Deny", "otherwise"),
     ("Fail", "always"),
     ("Retry", "always"),
     ("Withdraw", "always"),
@@ -61,28 +69,38 @@ fn row(gate: &Gate, event: Event) -> (&'static str, &'static str) {
         Event::WriteXcr0(_) => ROWS[5],
         Event::ObserveXcr0(_) => ROWS[6],
         Event::Observe { xcr0, xfd, in_use }
-            if usable(xcr0, xfd) || in_use.bits() & missing != 0 =>
+            if usable(xcr0, xfd) || in_use.bits() & missing != 0 || owed(gate) =>
         {
             ROWS[7]
         }
         Event::Observe { .. } => ROWS[8],
-        Event::Restore { xcr0, xfd, in_use }
-            if usable(xcr0, xfd) || in_use.bits() & missing != 0 =>
-        {
-            ROWS[9]
-        }
+        Event::Restore {
+            xcr0,
+            xfd,
+            in_use,
+            granted,
+        } if usable(xcr0, xfd) || (in_use | granted).bits() & missing != 0 => ROWS[9],
         Event::Restore { .. } => ROWS[10],
-        Event::Grant(features) if missing & !features.bits() == 0 => ROWS[11],
-        Event::Grant(features) if asked & !features.bits() == 0 => ROWS[12],
-        Event::Grant(_) => ROWS[13],
-        Event::Deny => ROWS[14],
-        Event::Fail => ROWS[15],
-        Event::Retry => ROWS[16],
-        Event::Withdraw => ROWS[17],
-        Event::Reset => ROWS[18],
-        Event::Init if usable(gate.xcr0(), gate.xfd()) => ROWS[19],
-        Event::Init => ROWS[20],
+        Event::GrantedElsewhere(_) => ROWS[11],
+        Event::Grant(features) if missing & !features.bits() == 0 => ROWS[12],
+        Event::Grant(features) if asked & !features.bits() == 0 => ROWS[13],
+        Event::Grant(_) => ROWS[14],
+        Event::Deny if asked & gate.promised().bits() == 0 => ROWS[15],
+        Event::Deny => ROWS[16],
+        Event::Fail => ROWS[17],
+        Event::Retry => ROWS[18],
+        Event::Withdraw => ROWS[19],
+        Event::Reset => ROWS[20],
+        Event::Init if usable(gate.xcr0(), gate.xfd()) => ROWS[21],
+        Event::Init => ROWS[22],
     }
+}
+
+/// Whether a restore has asked for what the VM was granted before.
+fn owed(gate: &Gate) -> bool {
+    let asked = gate.waiting_for();
+    state(gate) == "found"
+        && asked.is_some_and(|growth| growth.features().intersects(gate.promised()))
 }
 
 fn name(action: Action) -> &'static str {
@@ -125,11 +143,22 @@ fn events(layout: &Layout) -> Vec<Event> {
     events.extend(xcr0s.iter().map(|xcr0| Event::WriteXcr0(*xcr0)));
     events.extend(legal.iter().map(|xcr0| Event::ObserveXcr0(*xcr0)));
     for &xfd in &xfds {
-        events.extend([Event::WriteXfd(xfd), Event::Grant(xfd)]);
+        events.extend([
+            Event::WriteXfd(xfd),
+            Event::Grant(xfd),
+            Event::GrantedElsewhere(xfd),
+        ]);
         for &xcr0 in &legal {
             for &in_use in &xfds {
                 events.push(Event::Observe { xcr0, xfd, in_use });
-                events.push(Event::Restore { xcr0, xfd, in_use });
+                for &granted in &xfds {
+                    events.push(Event::Restore {
+                        xcr0,
+                        xfd,
+                        in_use,
+                        granted,
+                    });
+                }
             }
         }
     }

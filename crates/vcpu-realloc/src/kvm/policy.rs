@@ -22,16 +22,12 @@ pub enum Policy {
 pub(super) struct Progress {
     /// [`Policy::WholeVm`]: what every vCPU has state for.
     pub granted: XFeatures,
+    /// What any vCPU has been granted, here or where the VM ran before.
+    pub promised: XFeatures,
     /// vCPUs that have a handler.
     pub vcpus: usize,
     /// Those of them whose gate has passed.
     pub passed: usize,
-    /// The filter is the VMM's own again.
-    pub lifted: bool,
-    /// But the exit reasons are not yet.
-    pub reasons_are_due: bool,
-    /// The vCPU that was the first to use a feature.
-    pub first_use: Option<u64>,
 }
 
 impl Progress {

@@ -1,20 +1,21 @@
-//! The gate of a VM: the MSR filter, and what its vCPUs share.
+//! The gate of a VM: set up, and its vCPUs added.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kvm_ioctls::{Cap, MsrExitReason, VmFd};
 use thiserror::Error;
-use vmm_sys_util::errno::Error as Errno;
-use xsave_state::kvm::MSR_IA32_XFD;
 use xsave_state::{Layout, XFeatures};
 
 use super::driver::ExitHandler;
 use super::filter::{FilterError, MsrFilter};
 use super::ioctl::VmHandle;
-use super::policy::{Policy, Progress};
+use super::policy::Policy;
+use super::shared::{FirstUse, Occasion, Shared};
+use super::trap::{SetFilterError, Trap, TrapError};
 use crate::gate::{Event, Gate, Growth};
+use crate::grant::SavedGrant;
 use crate::growth::{Answer, Grow, Request, Scope};
 
 /// What a VMM chooses.
@@ -59,17 +60,10 @@ pub enum Mode {
 
 /// The gate of a VM. Its clones are the same gate.
 #[derive(Clone, Debug)]
-pub struct VmGate(Arc<Shared>);
-
-#[derive(Debug)]
-pub(super) struct Shared {
-    vm: VmHandle,
-    layout: Layout,
-    options: Options,
-    /// `options.filter` with IA32_XFD in it. `None`: nothing is trapped in this VM.
-    merged: Option<MsrFilter>,
+pub struct VmGate {
+    shared: Arc<Shared>,
+    /// As it was set up.
     mode: Mode,
-    progress: Mutex<Progress>,
 }
 
 impl VmGate {
@@ -101,23 +95,16 @@ impl VmGate {
             (false, true) => Mode::Trapping,
             (false, false) => Mode::AtCpuidTime,
         };
-        let merged = match mode {
-            Mode::Trapping => {
-                let merged = options.filter.with_write_denied(MSR_IA32_XFD);
-                Some(merged.map_err(InstallError::Merge)?)
-            }
-            _ => None,
-        };
-        let shared = Shared {
-            vm,
-            layout: layout.clone(),
-            options,
-            merged,
-            mode,
-            progress: Mutex::default(),
-        };
-        shared.trap()?;
-        Ok(Self(Arc::new(shared)))
+        let Options {
+            policy,
+            filter,
+            exit_reasons,
+        } = options;
+        let trap = Trap::new(vm, filter, exit_reasons, mode == Mode::Trapping)
+            .map_err(InstallError::Merge)?;
+        let shared = Arc::new(Shared::new(layout.clone(), policy, trap));
+        shared.state().trap.set()?;
+        Ok(Self { shared, mode })
     }
 
     /// The handler for the exits of a vCPU: `vcpu` is the number that KVM_CREATE_VCPU was given. Call
@@ -135,12 +122,12 @@ impl VmGate {
         vcpu: u64,
         vmm: &mut V,
     ) -> Result<ExitHandler, StartError<V::Error>> {
-        let shared = &self.0;
+        let shared = &self.shared;
         let mut gate = Gate::new(&shared.layout);
-        let mut progress = shared.progress();
-        let due = match shared.mode {
+        let mut state = shared.state();
+        let due = match self.mode {
             Mode::AtCpuidTime => gate.everything(),
-            _ => gate.growth_for(progress.granted),
+            _ => gate.growth_for(state.progress.granted),
         };
         if let Some(growth) = due {
             let request = Request {
@@ -151,134 +138,79 @@ impl VmGate {
             match vmm.grow(&request).map_err(StartError::Vmm)? {
                 Answer::Grant => {
                     let _ = gate.on(Event::Grant(growth.features()));
+                    state.granted(vcpu, growth, Occasion::Created);
                 }
-                Answer::Deny if shared.mode == Mode::AtCpuidTime => {
+                Answer::Deny if self.mode == Mode::AtCpuidTime => {
                     return Err(StartError::Denied { growth });
                 }
                 Answer::Deny => return Err(StartError::DeniedAfterFirstUse { vcpu, growth }),
-                Answer::Later => return Err(StartError::Undecided { growth }),
+                Answer::Later | Answer::Stop => return Err(StartError::Undecided { growth }),
             }
         }
-        if progress.lifted && !gate.has_passed() {
-            shared.trap().map_err(StartError::Trap)?;
-            progress.lifted = false;
-            progress.reasons_are_due = false;
+        if state.trap.is_lifted() && !gate.has_passed() {
+            state.trap.set().map_err(StartError::Trap)?;
         }
-        progress.enter(gate.has_passed());
-        drop(progress);
-        Ok(ExitHandler::new(gate, vcpu, self.clone()))
+        state.progress.enter(gate.has_passed());
+        drop(state);
+        Ok(ExitHandler::new(gate, vcpu, shared.clone()))
+    }
+
+    /// Replaces the VMM's own MSR filter and exit reasons, as given in [`Options`]. What a VMM does by
+    /// itself with KVM_X86_SET_MSR_FILTER or KVM_CAP_X86_USER_SPACE_MSR after
+    /// [`install`](Self::install) would remove the trap, and nobody would notice.
+    ///
+    /// # Errors
+    ///
+    /// The filter cannot take IA32_XFD on, or KVM refuses.
+    pub fn set_filter(
+        &self,
+        filter: MsrFilter,
+        exit_reasons: MsrExitReason,
+    ) -> Result<(), SetFilterError> {
+        self.shared.state().trap.change(filter, exit_reasons)
     }
 
     /// How it works just now.
     #[must_use]
     pub fn mode(&self) -> Mode {
-        match self.0.mode {
-            Mode::Trapping if self.0.progress().lifted => Mode::Lifted,
+        match self.mode {
+            Mode::Trapping if self.shared.state().trap.is_lifted() => Mode::Lifted,
             mode => mode,
         }
     }
 
-    /// The vCPU that was the first to use a feature, where one has.
+    /// What has been granted, in its order: which vCPU, when, and how much. Empty before the VM's first
+    /// use. It is of this process: it does not travel.
     #[must_use]
-    pub fn first_use(&self) -> Option<u64> {
-        self.0.progress().first_use
+    pub fn first_uses(&self) -> Vec<FirstUse> {
+        self.shared.state().first_uses.clone()
+    }
+
+    /// What is saved with the VM: whether its first use has been, here or before. Read it after all vCPUs
+    /// have been [observed](ExitHandler::observe), and hand it to
+    /// [`restored`](ExitHandler::restored) where the VM goes on.
+    #[must_use]
+    pub fn saved_grant(&self) -> SavedGrant {
+        SavedGrant::of(self.shared.state().progress.promised)
     }
 
     /// The features for which all vCPUs have state, under [`Policy::WholeVm`]. A vCPU that is added
-    /// has them from the start, so its memory is due then.
+    /// has them from the start.
     #[must_use]
     pub fn granted(&self) -> XFeatures {
-        self.0.progress().granted
+        self.shared.state().progress.granted
     }
 
     /// Gives the VM the VMM's own filter and exit reasons again where nobody has to be asked any more,
-    /// and gives whether it did. Handlers do that themselves; this is for a VMM whose handler got
-    /// [`HandleError::Lift`](super::HandleError::Lift) or
-    /// [`ObserveError::Lift`](super::ObserveError::Lift).
+    /// and gives whether it did. Handlers do that themselves; this is for a VMM whose handler told it in
+    /// `lifted` that KVM refused.
     ///
     /// # Errors
     ///
     /// KVM refuses. Call it again, as often as it takes; [`TrapError`] says what is as before until then.
     pub fn lift(&self) -> Result<bool, TrapError> {
-        let shared = &self.0;
-        let mut progress = shared.progress();
-        let complete = progress.is_complete(shared.options.policy, shared.layout.xfd());
-        if shared.merged.is_none() || !complete {
-            return Ok(false);
-        }
-        // The filter comes first: without the capability a filtered write is #GP for the guest. When
-        // the call is over no vCPU is deciding by the old one (`synchronize_srcu` in
-        // `kvm_vm_ioctl_set_msr_filter`), so it is safe to go on.
-        let options = &shared.options;
-        let vm = &shared.vm;
-        if !progress.lifted {
-            vm.set_filter(&options.filter).map_err(TrapError::Filter)?;
-            progress.lifted = true;
-            progress.reasons_are_due = true;
-        }
-        if !progress.reasons_are_due {
-            return Ok(false);
-        }
-        vm.set_exit_reasons(options.exit_reasons)
-            .map_err(TrapError::ExitReasons)?;
-        progress.reasons_are_due = false;
-        Ok(true)
+        self.shared.lift()
     }
-
-    pub(super) fn shared(&self) -> &Shared {
-        &self.0
-    }
-}
-
-impl Shared {
-    pub(super) fn policy(&self) -> Policy {
-        self.options.policy
-    }
-
-    pub(super) fn scope(&self) -> Scope {
-        match self.options.policy {
-            Policy::WholeVm => Scope::Vm,
-            Policy::EachVcpu => Scope::Vcpu,
-        }
-    }
-
-    /// Held while the VMM is asked, so that two vCPUs at once are one first use.
-    pub(super) fn progress(&self) -> MutexGuard<'_, Progress> {
-        // It is changed in one piece, after everything that can panic.
-        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn trap(&self) -> Result<(), TrapError> {
-        let Some(merged) = &self.merged else {
-            return Ok(());
-        };
-        // The capability comes first: without it a filtered write is #GP for the guest.
-        let reasons = self.options.exit_reasons | MsrExitReason::Filter;
-        self.vm
-            .set_exit_reasons(reasons)
-            .map_err(TrapError::ExitReasons)?;
-        self.vm.set_filter(merged).map_err(|errno| {
-            // As it was before; where that fails as well, more accesses leave than the VMM asked for.
-            let _ = self.vm.set_exit_reasons(self.options.exit_reasons);
-            TrapError::Filter(errno)
-        })
-    }
-}
-
-/// The trap could not be set or lifted. To set it takes both ioctls or none. To lift it, the filter goes
-/// first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum TrapError {
-    /// KVM_ENABLE_CAP failed. If the trap was being lifted, the filter is the VMM's own again and no
-    /// write of IA32_XFD leaves, so that no handler tries again; but until [`VmGate::lift`] succeeds
-    /// accesses that the filter denies leave to the VMM, even if it wants #GP for them.
-    #[error("KVM_ENABLE_CAP of KVM_CAP_X86_USER_SPACE_MSR: {0}")]
-    ExitReasons(Errno),
-    /// KVM_X86_SET_MSR_FILTER failed. If the trap was being lifted, it is still set, and the next write
-    /// of IA32_XFD tries again.
-    #[error("KVM_X86_SET_MSR_FILTER: {0}")]
-    Filter(Errno),
 }
 
 /// The writes of IA32_XFD could not be trapped.

@@ -18,7 +18,7 @@ fn written() -> Handled {
     Handled::Written {
         first_use: None,
         released: NONE,
-        lifted: false,
+        lifted: Ok(false),
     }
 }
 

@@ -54,7 +54,7 @@ fn lift(machine: &mut Machine) {
     let image = Image::initial(&machine.layout);
     let state = ExtendedState::new(image, registers).unwrap();
     let handler = &mut machine.vcpus[0].handler;
-    handler.restored(&state, &mut Answer::Grant).unwrap();
+    let _ = handler.restored(&state, None, &mut Answer::Grant).unwrap();
     assert_eq!(machine.gate.mode(), Mode::Lifted);
 }
 
@@ -116,4 +116,31 @@ fn exits_of_a_vmm_s_own_filter_are_not_ours() {
     assert_eq!(handled, Ok(Handled::NotOurs));
     assert_eq!(machine.run(0, &mut never), Stop::Halted);
     assert_eq!(machine.word(0, guest::GP_COUNT), 0);
+}
+
+/// The VMM's own filter changes while the trap is set: the trap stays in force.
+#[test]
+fn a_vmm_s_own_filter_changes_and_the_trap_stays() {
+    let Some(mut machine) = Machine::new(1, Options::default()) else {
+        return;
+    };
+    for filter in [few(), sixteen(), MsrFilter::none()] {
+        let own = !filter.ranges().is_empty();
+        machine
+            .gate
+            .set_filter(filter, MsrExitReason::empty())
+            .unwrap();
+        assert_eq!(machine.gate.mode(), Mode::Trapping);
+        let outcome = &mut |command| outcome(&mut machine, command);
+        assert!(outcome(Command::WriteXfd(0)).0);
+        assert_eq!(outcome(Command::ReadMsr(MTRR_CAP)), (own, own));
+    }
+    machine
+        .gate
+        .set_filter(few(), MsrExitReason::empty())
+        .unwrap();
+    lift(&mut machine);
+    let outcome = &mut |command| outcome(&mut machine, command);
+    assert!(!outcome(Command::WriteXfd(0)).0);
+    assert_eq!(outcome(Command::ReadMsr(MTRR_CAP)), (false, true));
 }

@@ -29,7 +29,7 @@ fn the_first_use_is_seen_once_and_then_nothing_costs() {
     boot(&mut machine, 0, &mut never);
     boot(&mut machine, 1, &mut never);
     assert_eq!(machine.gate.mode(), Mode::Trapping);
-    assert_eq!(machine.gate.first_use(), None);
+    assert_eq!(machine.first_use(), None);
     assert_eq!([0, 1].map(|n| machine.vcpus[n].exits), [1, 1]);
 
     // vCPU 1 is the first to use a tile: in its #NM handler.
@@ -56,11 +56,11 @@ fn the_first_use_is_seen_once_and_then_nothing_costs() {
         Handled::Written {
             first_use: Some(growth),
             released: NONE,
-            lifted: true
+            lifted: Ok(true)
         }
     );
     assert_eq!(
-        (machine.gate.mode(), machine.gate.first_use()),
+        (machine.gate.mode(), machine.first_use()),
         (Mode::Lifted, Some(1))
     );
     assert_eq!(machine.run(1, &mut never), Stop::Bell(5));
@@ -131,7 +131,10 @@ fn a_failed_growth_reaches_the_vmm_and_is_retried() {
     }
     assert!(matches!(
         machine.resume(0, &mut Answer::Grant),
-        Ok(Handled::Written { lifted: true, .. })
+        Ok(Handled::Written {
+            lifted: Ok(true),
+            ..
+        })
     ));
     assert_eq!(machine.step(0), Stop::Halted);
     assert!(machine.tiles_are_right(0));
@@ -183,7 +186,13 @@ fn another_thread_answers() {
 
     let mut answer = answers.recv().unwrap();
     let handled = machine.resume(0, &mut answer).unwrap();
-    assert!(matches!(handled, Handled::Written { lifted: true, .. }));
+    assert!(matches!(
+        handled,
+        Handled::Written {
+            lifted: Ok(true),
+            ..
+        }
+    ));
     assert_eq!(machine.step(0), Stop::Halted);
     assert!(machine.tiles_are_right(0));
     drop(questions);
@@ -326,7 +335,7 @@ fn with_a_vcpu_each_the_filter_stays_until_the_last() {
     assert_eq!(machine.vcpus[0].exits, 202);
     let asked: Vec<_> = vmm.0.iter().map(|r| (r.vcpu, r.scope)).collect();
     assert_eq!(asked, [(0, Scope::Vcpu), (1, Scope::Vcpu)]);
-    assert_eq!(machine.gate.first_use(), Some(0));
+    assert_eq!(machine.first_use(), Some(0));
 }
 
 /// Both vCPUs have left for their first use before either is handled, each on its thread.

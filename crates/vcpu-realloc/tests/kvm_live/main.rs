@@ -15,6 +15,7 @@ mod machine;
 mod boot;
 mod cost;
 mod downstream;
+mod driver;
 mod exits;
 mod filter;
 mod first_use;

@@ -4,7 +4,7 @@ use vcpu_realloc::Answer;
 use vcpu_realloc::kvm::{Handled, Mode, ObserveError, Options, RewindError};
 
 use crate::boot::{AMX, boot};
-use crate::machine::{ARMED, Command, MSR_IA32_XFD, Machine, NONE, Stop, TILES, guest};
+use crate::machine::{ARMED, Command, MSR_IA32_XFD, Machine, Stop, TILES, guest};
 use crate::vmm::{Grants, never};
 
 const CLEARED: Stop = Stop::Wrmsr {
@@ -44,6 +44,7 @@ fn saved_before_growth_the_first_use_is_seen_there() {
     let (mut saving, mut restoring) = (Grants::default(), Grants::default());
     let mut target = moved(&mut machine, &mut saving, &mut restoring);
     assert!(saving.0.is_empty() && restoring.0.is_empty());
+    assert!(!target.gate.saved_grant().has_been());
     assert_eq!(target.gate.mode(), Mode::Trapping);
     assert_eq!(target.step(0), CLEARED);
     assert!(target.is_in_nm_handler(0));
@@ -144,11 +145,10 @@ fn saved_after_growth_the_tiles_go_along_and_nothing_is_trapped() {
     assert_eq!(target.vcpus[0].exits, 0);
 }
 
-/// Between two processes IA32_XFD is armed and no tile is in use: there the vCPU needs no state until
-/// it uses it again.
-#[test]
-fn saved_after_growth_and_armed_it_is_small_again_there() {
-    let Some(mut machine) = booted() else { return };
+/// Runs a process to its end; then IA32_XFD is armed and no tile is in use. A kernel may have tiles of a
+/// task in its memory then.
+fn between_processes() -> Option<Machine> {
+    let mut machine = booted()?;
     assert_eq!(machine.run(0, &mut Answer::Grant), Stop::Bell(3));
     assert_eq!(machine.step(0), Stop::Bell(4));
     assert!(machine.tiles_are_right(0));
@@ -157,12 +157,47 @@ fn saved_after_growth_and_armed_it_is_small_again_there() {
         &[Command::WriteXfd(ARMED), Command::Bell(5), AMX[0], AMX[1]],
     );
     assert_eq!(machine.step(0), Stop::Bell(5));
+    Some(machine)
+}
+
+/// The first use travels with the VM: it has passed there, too, though no register shows it.
+#[test]
+fn saved_after_growth_and_armed_it_is_asked_for_at_the_restore() {
+    let Some(mut machine) = between_processes() else {
+        return;
+    };
     let (mut saving, mut restoring) = (Grants::default(), Grants::default());
     let mut target = moved(&mut machine, &mut saving, &mut restoring);
-    assert!(saving.0.is_empty() && restoring.0.is_empty());
-    assert_eq!(target.vcpus[0].handler.gate().granted(), NONE);
+    assert!(saving.0.is_empty());
+    let [request] = restoring.0[..] else {
+        panic!("{restoring:?}");
+    };
+    assert_eq!((request.vcpu, request.growth.features()), (0, TILES));
+    assert_eq!(target.gate.mode(), Mode::Lifted);
+    assert_eq!(target.run(0, &mut never), Stop::Halted);
+    assert!(target.tiles_are_right(0));
+    assert_eq!(target.vcpus[0].exits, 0);
+}
+
+/// A snapshot of another VMM, which says nothing of it: a refusal comes before anything runs.
+#[test]
+fn a_snapshot_without_the_grant_is_asked_for_at_the_restore() {
+    let Some(mut machine) = between_processes() else {
+        return;
+    };
+    let mut saved = machine.save(0, &mut never);
+    saved.grant = None;
+    let mut target = Machine::with_amx(1, Options::default()).unwrap();
+    target.copy_memory(&machine);
+    let refused = target.try_restore(0, &saved, &mut Answer::Deny);
+    assert!(matches!(refused, Err(ObserveError::Denied { .. })));
+    // Nothing has run there, and it goes on here.
+    assert_eq!(machine.run(0, &mut never), Stop::Halted);
+    assert!(machine.tiles_are_right(0));
+    // Or there, granted.
     let mut vmm = Grants::default();
-    assert_eq!(target.run(0, &mut vmm), Stop::Halted);
+    target.restore(0, &saved, &mut vmm);
     assert_eq!(vmm.0.len(), 1);
+    assert_eq!(target.run(0, &mut never), Stop::Halted);
     assert!(target.tiles_are_right(0));
 }

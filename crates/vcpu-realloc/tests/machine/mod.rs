@@ -10,8 +10,10 @@ use kvm_bindings::{
     CpuId, KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_segment, kvm_sregs, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use vcpu_realloc::Grow;
-use vcpu_realloc::kvm::{ExitHandler, HandleError, Handled, Options, VmGate};
+use vcpu_realloc::kvm::{
+    ExitHandler, HandleError, Handled, ObserveError, Options, Seen, VmGate, complete,
+};
+use vcpu_realloc::{Grow, SavedGrant};
 use xsave_state::kvm::{self, HostArea, VcpuLayout, XsaveBuffer};
 use xsave_state::{Component, ComponentId, ExtendedState, Layout, Palette, XFeatures};
 
@@ -79,6 +81,8 @@ pub(crate) struct Saved {
     regs: kvm_regs,
     sregs: kvm_sregs,
     pub(crate) state: ExtendedState<'static>,
+    /// `None`: its VMM has saved none.
+    pub(crate) grant: Option<SavedGrant>,
 }
 
 /// /dev/kvm and the guest's CPUID, or `None` and why.
@@ -285,6 +289,11 @@ impl Machine {
         }
     }
 
+    /// The vCPU that was the first to be granted something.
+    pub(crate) fn first_use(&self) -> Option<u64> {
+        Some(self.gate.first_uses().first()?.vcpu)
+    }
+
     /// A number that the guest keeps.
     pub(crate) fn word(&self, n: usize, offset: usize) -> u64 {
         let bytes = &self.area(n)[offset..][..8];
@@ -307,16 +316,15 @@ impl Machine {
         let vcpu = &mut self.vcpus[n];
         let (fd, handler) = (&mut vcpu.fd, &mut vcpu.handler);
         // Completes an OUT or HLT that is pending.
-        fd.set_kvm_immediate_exit(1);
-        assert_eq!(fd.run().unwrap_err().errno(), libc::EINTR);
-        fd.set_kvm_immediate_exit(0);
+        complete(fd, |exit| Err(format!("{exit:?}"))).unwrap();
         let capture = kvm::capture(fd, &vcpu.layout, &mut self.buffer).unwrap();
         let state = capture.state.into_owned();
-        handler.observe(&state, vmm).unwrap();
+        let _ = handler.observe(&state, vmm).unwrap();
         Saved {
             regs: fd.get_regs().unwrap(),
             sregs: fd.get_sregs().unwrap(),
             state,
+            grant: Some(self.gate.saved_grant()),
         }
     }
 
@@ -325,6 +333,16 @@ impl Machine {
     where
         V::Error: std::fmt::Debug,
     {
+        let _ = self.try_restore(n, saved, vmm).unwrap();
+    }
+
+    /// The same with a VMM that may refuse.
+    pub(crate) fn try_restore<V: Grow>(
+        &mut self,
+        n: usize,
+        saved: &Saved,
+        vmm: &mut V,
+    ) -> Result<Seen, ObserveError<V::Error>> {
         let Vcpu {
             fd,
             handler,
@@ -334,7 +352,7 @@ impl Machine {
         fd.set_sregs(&saved.sregs).unwrap();
         fd.set_regs(&saved.regs).unwrap();
         kvm::restore(fd, &saved.state, layout, &mut self.buffer).unwrap();
-        handler.restored(&saved.state, vmm).unwrap();
+        handler.restored(&saved.state, saved.grant, vmm)
     }
 
     /// Takes over the memory of another VM.

@@ -1,11 +1,11 @@
-//! Sections of docs/model.md that are written by the tests, so that they cannot be out of date.
+//! Sections of docs/model.md, and docs/model-traces.md, that are written by the tests, so that they cannot be out of date.
 //!
 //! `UPDATE_MODEL=1 cargo test -p vcpu-realloc --test model` writes them anew.
 
 use std::sync::Mutex;
 use std::{env, fs};
 
-const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/model.md");
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs");
 
 /// Tests run at the same time, and all write the same file.
 static FILE: Mutex<()> = Mutex::new(());
@@ -17,8 +17,13 @@ static FILE: Mutex<()> = Mutex::new(());
 /// When they differ.
 pub(crate) fn check(section: &str, expected: &str) {
     let _held = FILE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    let Ok(text) = fs::read_to_string(PATH) else {
-        println!("skipped: no docs/model.md beside the crate");
+    let name = match section {
+        "mutants" => "model-traces.md",
+        _ => "model.md",
+    };
+    let path = format!("{FOLDER}/{name}");
+    let Ok(text) = fs::read_to_string(&path) else {
+        println!("skipped: no docs/{name} beside the crate");
         return;
     };
     let begin = format!("<!-- {section}: written by the tests -->\n");
@@ -28,12 +33,12 @@ pub(crate) fn check(section: &str, expected: &str) {
     let expected = format!("\n{}\n\n", expected.trim());
     if env::var_os("UPDATE_MODEL").is_some() {
         let (before, after) = (&text[..start], &text[start + len..]);
-        fs::write(PATH, format!("{before}{expected}{after}")).unwrap();
+        fs::write(&path, format!("{before}{expected}{after}")).unwrap();
         return;
     }
     let actual = &text[start..start + len];
     assert!(
         actual == expected,
-        "docs/model.md, {section}, is out of date: UPDATE_MODEL=1 writes it. It must be:\n{expected}"
+        "docs/{name}, {section}, is out of date: UPDATE_MODEL=1 writes it. It must be:\n{expected}"
     );
 }

@@ -10,6 +10,10 @@ pub(crate) struct Guest {
     /// What it has written, as far as the writes did not fault.
     pub xcr0: bool,
     pub xfd: bool,
+    /// What its kernel believes XFD to be: a write that faulted counts as done.
+    pub believes_xfd: bool,
+    /// Its kernel has taken #NM in XRSTORS.
+    pub dead: bool,
     /// What its kernel does next.
     pub todo: Todo,
     /// Which task runs.
@@ -48,6 +52,8 @@ impl Guest {
             program,
             xcr0: false,
             xfd: false,
+            believes_xfd: false,
+            dead: false,
             todo: match program {
                 Program::Linux | Program::Lazy => Todo::BootXfd,
                 Program::Any => Todo::User,
@@ -68,6 +74,9 @@ impl Guest {
     }
 
     pub(crate) fn steps(&self, setup: &Setup, mut push: impl FnMut(GuestStep)) {
+        if self.dead {
+            return;
+        }
         if self.todo != Todo::User {
             return push(GuestStep::Kernel);
         }
@@ -102,12 +111,13 @@ impl Guest {
         }
     }
 
-    /// A write was performed, or so the guest must believe: the next instruction follows.
+    /// A write was performed: the next instruction follows.
     pub(crate) fn written(&mut self, setup: &Setup, write: Write) {
         match write {
             Write::Xcr0(value) => self.xcr0 = value,
             Write::Xfd(value) => {
                 self.xfd = value;
+                self.believes_xfd = value;
                 if value && self.program == Program::Any && !setup.keeps_disabled() {
                     // It has no claim to tiles that it disables.
                     self.tiles = None;
@@ -115,6 +125,11 @@ impl Guest {
             }
             Write::Reserved => {}
         }
+        self.go_on();
+    }
+
+    /// What follows a write.
+    fn go_on(&mut self) {
         let lazy = self.program == Program::Lazy;
         self.todo = match self.todo {
             Todo::BootXfd => Todo::BootXcr0,
@@ -134,14 +149,16 @@ impl Guest {
         };
     }
 
-    /// The write raised #GP: the kernel kills the task for which it was.
+    /// The write raised #GP. Linux fixes WRMSR up, warns, and goes on as if it had been done
+    /// (`ex_handler_msr`, `xfd_update_state`).
     pub(crate) fn faulted(&mut self) {
-        if self.program != Program::Any {
-            self.todo = Todo::User;
-            self.amx_runs = false;
-            self.tiles = None;
-            self.saved = 0;
+        if self.program == Program::Any {
+            return;
         }
+        if let Some(Write::Xfd(value)) = self.write() {
+            self.believes_xfd = value;
+        }
+        self.go_on();
     }
 
     /// What it must find in its tiles, where it can look now.
@@ -166,7 +183,16 @@ impl World {
             GuestStep::Switch => vcpu.guest.switch(vcpu.tiles),
             GuestStep::Write(write) => self.write(setup, index, write),
             GuestStep::Kernel => match (vcpu.guest.write(), vcpu.guest.todo) {
+                // It has that value already, as it believes.
+                (Some(Write::Xfd(value)), todo)
+                    if todo != Todo::BootXfd && vcpu.guest.believes_xfd == value =>
+                {
+                    vcpu.guest.go_on();
+                }
                 (Some(write), _) => self.write(setup, index, write),
+                (None, Todo::InRestore) if vcpu.xfd && vcpu.guest.saved != 0 => {
+                    vcpu.guest.dead = true;
+                }
                 (None, Todo::InRestore) => {
                     vcpu.tiles = vcpu.guest.saved;
                     vcpu.guest.saved = 0;
@@ -180,6 +206,35 @@ impl World {
                 }
             },
         }
+    }
+
+    /// The tasks that can go on on another vCPU: they do not run, and that one's kernel has none of its
+    /// own with AMX at the moment.
+    pub(super) fn migrations(&self, mut push: impl FnMut(usize, usize)) {
+        let rests = |vcpu: &Vcpu| {
+            let guest = &vcpu.guest;
+            guest.program == Program::Linux
+                && guest.todo == Todo::User
+                && !guest.amx_runs
+                && !guest.dead
+                && guest.xcr0
+        };
+        for (from, source) in self.vcpus.iter().enumerate() {
+            for (to, target) in self.vcpus.iter().enumerate() {
+                let can = rests(source) && source.guest.tiles.is_some() && rests(target);
+                if from != to && can && target.guest.tiles.is_none() {
+                    push(from, to);
+                }
+            }
+        }
+    }
+
+    pub(super) fn migrate(&mut self, from: usize, to: usize) {
+        self.left.migrations -= 1;
+        let source = &mut self.vcpus[from].guest;
+        let (tiles, saved) = (source.tiles.take(), std::mem::take(&mut source.saved));
+        let target = &mut self.vcpus[to].guest;
+        (target.tiles, target.saved) = (tiles, saved);
     }
 
     /// The guest writes a register: directly, or by an exit.

@@ -2,7 +2,7 @@
 
 use vcpu_realloc::fpswitch::Strategy;
 
-use super::setup::{Bounds, Host, Program, Protection, Setup};
+use super::setup::{Bounds, Host, Policy, Program, Protection, Setup};
 
 pub(crate) struct Mutant {
     /// What is missing.
@@ -13,6 +13,7 @@ pub(crate) struct Mutant {
 }
 
 const DIES: &str = "the host never takes #NM";
+const GUEST_DIES: &str = "no guest's kernel takes #NM";
 const LOSES: &str = "no tile is lost";
 const BEFORE: &str = "nothing exists before the grant";
 const WROTE: &str = "the guest has what it wrote";
@@ -30,6 +31,12 @@ pub(crate) fn all() -> Vec<Mutant> {
         moves,
         resets,
         inits,
+        migrations: 0,
+    };
+    let a_task_goes = Bounds {
+        denials: 1,
+        migrations: 1,
+        ..Bounds::default()
     };
     let nothing = bounds(0, 0, 0, 0, 0);
     let a_move = bounds(0, 0, 1, 0, 0);
@@ -85,23 +92,39 @@ pub(crate) fn all() -> Vec<Mutant> {
         without(SnapshotRule, &[Linux], unfixed, a_move, DIES),
         without(RestoreIsTold, &[Linux], fixed, a_move, BEFORE),
         without(MoveWithdrawsTheWrite, &[Linux], fixed, a_move, WROTE),
-        with(
-            "a kernel without the fix for CVE-2026-23005, and no early passthrough",
+        Mutant {
+            name: NoDenialAfterFirstUse.to_string(),
+            setup: Setup {
+                policy: Policy::Vcpu,
+                bounds: a_task_goes,
+                without: Some(NoDenialAfterFirstUse),
+                ..Setup::new(&[Linux, Linux], fixed)
+            },
+            breaks: GUEST_DIES,
+        },
+        without(
+            GrantTravels,
             &[Linux],
+            fixed,
+            bounds(1, 0, 1, 0, 0),
+            GUEST_DIES,
+        ),
+        without(
+            AskedWithoutGrant,
+            &[Linux],
+            fixed,
+            bounds(1, 0, 1, 0, 0),
+            GUEST_DIES,
+        ),
+        without(RestorePassesThrough, &[Linux], unfixed, a_move, DIES),
+        with(
+            "a kernel without that fix, and a guest that enables AMX while XFD is clear: nothing passes \
+             the register through, and the filter is lifted when it is found",
+            &[Any],
             unfixed,
-            a_move,
+            nothing,
             DIES,
         ),
-        Mutant {
-            name: "a kernel without that fix, early passthrough, and guests that enable AMX while XFD is \
-                   clear: the filter is lifted in the middle of a write"
-                .into(),
-            setup: Setup {
-                early_passthrough: true,
-                ..Setup::new(&[Any, Any], unfixed)
-            },
-            breaks: DIES,
-        },
         with(
             "a hypervisor with neither option 1 nor 2 (option 0, as Linux), and a guest that leaves \
              tiles in the registers while XFD is set",

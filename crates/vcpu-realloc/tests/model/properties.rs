@@ -25,6 +25,12 @@ pub(crate) const ALWAYS: &[Always] = &[
         holds: |_, world| !world.dead,
     },
     Always {
+        name: "no guest's kernel takes #NM",
+        meaning: "no XRSTORS of a guest like Linux loads saved tiles while IA32_XFD disables them: its \
+                  kernel dies of that",
+        holds: |_, world| world.vcpus.iter().all(|vcpu| !vcpu.guest.dead),
+    },
+    Always {
         name: "no tile is lost",
         meaning: "whenever a guest can look at tiles that it has a claim to, they are what it put \
                   there. On KVM a guest has no claim to tiles that it left in the registers while \
@@ -48,8 +54,12 @@ pub(crate) const ALWAYS: &[Always] = &[
     Always {
         name: "the VMM is asked at first use only",
         meaning: "a question stands only about a write after which the guest could use tiles, or \
-                  about what it can use or has in use already",
-        holds: |_, world| world.vcpus.iter().all(asked_at_first_use),
+                  about what it can use or has in use already, or, before a restored vCPU runs, about \
+                  what its VM was or may have been granted",
+        holds: |_, world| {
+            let asked = |vcpu| asked_at_first_use(vcpu, world.promised);
+            world.vcpus.iter().all(asked)
+        },
     },
     Always {
         name: "every failure reaches the VMM and can be retried",
@@ -60,7 +70,7 @@ pub(crate) const ALWAYS: &[Always] = &[
     Always {
         name: "at most two exits per vCPU, none after first use",
         meaning: "on KVM with the default policy, for guests that write XFD only to change it: two \
-                  exits from a vCPU's start until the VM's first use, one more for each denial, and \
+                  exits from a vCPU's start until the VM's first use, two more for each denial, and \
                   none after. Start, reset, INIT and restore are starts",
         holds: |_, world| world.vcpus.iter().all(|vcpu| !vcpu.too_many_exits),
     },
@@ -85,7 +95,7 @@ fn has_what_it_wrote(vcpu: &Vcpu) -> bool {
             && vcpu.processor_xfd == vcpu.guest.xfd)
 }
 
-fn asked_at_first_use(vcpu: &Vcpu) -> bool {
+fn asked_at_first_use(vcpu: &Vcpu, promised: bool) -> bool {
     let (Exit::Asked(write) | Exit::Failed(write)) = vcpu.exit else {
         return true;
     };
@@ -93,7 +103,7 @@ fn asked_at_first_use(vcpu: &Vcpu) -> bool {
         Some(Write::Xfd(xfd)) => vcpu.xcr0 && !xfd,
         Some(Write::Xcr0(xcr0)) => xcr0 && !vcpu.xfd,
         Some(Write::Reserved) => false,
-        None => vcpu.usable() || vcpu.tiles != 0,
+        None => vcpu.usable() || vcpu.tiles != 0 || promised,
     };
     uses && !vcpu.grown
 }
@@ -171,6 +181,24 @@ pub(crate) const SOMETIMES: &[Sometimes] = &[
     Sometimes {
         name: "a guest finds its tiles in another VM",
         holds: |setup, world| used_after(setup, world, |left| left.moves),
+    },
+    Sometimes {
+        name: "a task uses tiles after it has gone to another vCPU",
+        holds: |setup, world| used_after(setup, world, |left| left.migrations),
+    },
+    Sometimes {
+        name: "a denial after a first use is refused",
+        holds: |setup, world| {
+            world.promised
+                && world.left.denials < setup.bounds.denials
+                && any(world, |vcpu| {
+                    matches!(vcpu.exit, Exit::Asked(Some(_))) && !vcpu.gate.promised().is_empty()
+                })
+        },
+    },
+    Sometimes {
+        name: "a guest's kernel believes a write that was denied",
+        holds: |_, world| any(world, |vcpu| vcpu.guest.believes_xfd != vcpu.guest.xfd),
     },
     Sometimes {
         name: "a restored vCPU is asked about before it runs",

@@ -17,6 +17,7 @@ pub(crate) fn all() -> Vec<Search> {
         moves: 1,
         resets: 1,
         inits: 1,
+        migrations: 0,
     };
     let some = |failures, denials, moves, resets, inits| Bounds {
         denials,
@@ -24,6 +25,7 @@ pub(crate) fn all() -> Vec<Search> {
         moves,
         resets,
         inits,
+        migrations: 0,
     };
     let search = |host, programs: &[Program], kind, bounds| Search {
         host,
@@ -40,9 +42,13 @@ pub(crate) fn all() -> Vec<Search> {
         search.setup.policy = Policy::Vcpu;
         search
     };
-    let unfixed = |host, programs: &[Program], bounds, early_passthrough| {
-        let mut search = search(host, programs, Host::Kvm { fixed: false }, bounds);
-        search.setup.early_passthrough = early_passthrough;
+    let unfixed = |programs: &[Program], bounds| {
+        let host = Host::Kvm { fixed: false };
+        search("KVM without the fix", programs, host, bounds)
+    };
+    // A task goes from one vCPU to the other, before and after a move, with a denial at any time.
+    let migrating = |mut search: Search| {
+        search.setup.bounds.migrations = 1;
         search
     };
     let one = |programs: &[Program], bounds| {
@@ -70,25 +76,11 @@ pub(crate) fn all() -> Vec<Search> {
         kvm(&[Linux, Linux], some(1, 0, 1, 1, 0)),
         kvm(&[Linux, Linux], some(1, 0, 1, 0, 1)),
         kvm(&[Linux, Any], some(1, 0, 0, 0, 0)),
+        migrating(kvm(&[Linux, Linux], some(0, 1, 1, 0, 0))),
         each(&[Linux, Linux], some(1, 1, 1, 0, 0)),
-        unfixed(
-            "KVM without the fix",
-            &[Linux, Linux],
-            some(1, 0, 0, 1, 0),
-            false,
-        ),
-        unfixed(
-            "KVM without the fix, early passthrough",
-            &[Any],
-            some(1, 1, 1, 0, 0),
-            true,
-        ),
-        unfixed(
-            "KVM without the fix, early passthrough",
-            &[Linux, Linux],
-            some(1, 0, 1, 0, 0),
-            true,
-        ),
+        migrating(each(&[Linux, Linux], some(0, 1, 1, 0, 0))),
+        unfixed(&[Linux, Linux], some(1, 0, 0, 1, 0)),
+        unfixed(&[Linux, Linux], some(1, 0, 1, 0, 0)),
         search(
             "own, neither",
             &[Linux, Linux],

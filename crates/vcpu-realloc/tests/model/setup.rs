@@ -8,7 +8,9 @@ use vcpu_realloc::fpswitch::Strategy;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Program {
     /// A kernel like Linux, with a task that uses AMX and one that does not. It arms XFD before it
-    /// enables XCR0, saves tiles before it sets XFD, and loads them after it has cleared it.
+    /// enables XCR0, saves tiles before it sets XFD, and loads them after it has cleared it. Where a
+    /// write of XFD faults, it goes on as if it had been done, and remembers the value: it does not
+    /// write the same value again (`xfd_update_state`). A task may go on on another vCPU.
     Linux,
     /// The same kernel, but tiles stay in the registers while XFD is set for the other task. The
     /// manual advises against it.
@@ -48,6 +50,8 @@ pub(crate) struct Bounds {
     pub moves: u8,
     pub resets: u8,
     pub inits: u8,
+    /// A task of a guest goes on on another vCPU.
+    pub migrations: u8,
 }
 
 /// One model.
@@ -56,8 +60,6 @@ pub(crate) struct Setup {
     pub programs: Vec<Program>,
     pub host: Host,
     pub policy: Policy,
-    /// The host writes XFD = 1<<18 and then 0 before the first run.
-    pub early_passthrough: bool,
     pub bounds: Bounds,
     /// How many different contents tiles can have, beside the initial one.
     pub contents: u8,
@@ -70,7 +72,6 @@ impl Setup {
             programs: programs.to_vec(),
             host,
             policy: Policy::Vm,
-            early_passthrough: false,
             bounds: Bounds::default(),
             contents: 1,
             without: None,
@@ -109,6 +110,10 @@ pub(crate) enum Protection {
     AllGrownBeforeLift,
     ObserveXcr0,
     DenialHasNoEffect,
+    NoDenialAfterFirstUse,
+    GrantTravels,
+    AskedWithoutGrant,
+    RestorePassesThrough,
     FailureKeepsTheWrite,
     InitKeepsXfd,
     ResetDropsTheWrite,
@@ -135,6 +140,16 @@ impl fmt::Display for Protection {
             Self::AllGrownBeforeLift => "the filter is lifted when the vCPU that asked has grown",
             Self::ObserveXcr0 => "XCR0 is not read at an exit",
             Self::DenialHasNoEffect => "a denial completes the write",
+            Self::NoDenialAfterFirstUse => {
+                "a vCPU is denied what another one of its VM was granted"
+            }
+            Self::GrantTravels => "a snapshot says that the VM's first use has not been, and it has",
+            Self::AskedWithoutGrant => {
+                "a snapshot without the grant counts as one of a VM without a first use"
+            }
+            Self::RestorePassesThrough => {
+                "a kernel without the fix for CVE-2026-23005, and a restore that leaves XFD intercepted"
+            }
             Self::FailureKeepsTheWrite => "a failed growth loses the write that is held",
             Self::InitKeepsXfd => "INIT clears XFD",
             Self::ResetDropsTheWrite => {

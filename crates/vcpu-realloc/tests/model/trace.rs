@@ -53,6 +53,20 @@ fn words(setup: &Setup, before: &World, step: Step, after: &World) -> (String, S
             }
             "VM".into()
         }
+        Step::MoveForeign => {
+            what = "saved without the grant, and restored into new vCPUs".into();
+            for (number, vcpu) in after.vcpus.iter().enumerate() {
+                write!(what, "; vCPU {number} has {}", has(vcpu)).unwrap();
+                if vcpu.exit == Exit::Asked(None) {
+                    what += ", about which the VMM is asked";
+                }
+            }
+            "VM".into()
+        }
+        Step::Migrate(from, to) => {
+            what = format!("the task with AMX of vCPU {from} is to go on on vCPU {to}");
+            "guest".into()
+        }
         Step::Crafted => {
             what = "a crafted snapshot is restored: tiles in use and XFD set".into();
             "VM".into()
@@ -122,14 +136,28 @@ fn guest(step: GuestStep, was: &Vcpu, is: &Vcpu) -> String {
         GuestStep::Kernel => match was.guest.todo {
             Todo::BootXfd => format!("boots: {}", wrote(Write::Xfd(true))),
             Todo::BootXcr0 => wrote(Write::Xcr0(true)),
+            Todo::Out if believed(was, is) => "XFD is 1<<18, as it believes".into(),
             Todo::Out => wrote(Write::Xfd(true)),
+            Todo::FirstUse if believed(was, is) => {
+                "in its #NM handler: XFD is 0, as it believes, and the task goes on".into()
+            }
             Todo::FirstUse => format!("in its #NM handler: {}", wrote(Write::Xfd(false))),
+            Todo::In if believed(was, is) => "XFD is 0, as it believes".into(),
             Todo::In => wrote(Write::Xfd(false)),
+            Todo::InRestore if is.guest.dead => {
+                "XRSTORS of its task's tiles with XFD set: #NM in the guest's kernel, which dies"
+                    .into()
+            }
             Todo::OutRestore => "XRSTORS of a task without AMX".into(),
             Todo::InRestore => format!("XRSTORS of its task: {}", content(is.tiles)),
             Todo::User => unreachable!("a task runs"),
         },
     }
+}
+
+/// Nothing was written, because the kernel believes that it has been.
+fn believed(was: &Vcpu, is: &Vcpu) -> bool {
+    is.mode == Mode::Guest && was.guest.todo != is.guest.todo && was.guest.xfd == is.guest.xfd
 }
 
 fn kernel(setup: &Setup, step: KernelStep, was: &Vcpu, is: &Vcpu) -> String {

@@ -55,7 +55,8 @@ impl World {
             VmmStep::Deny => {
                 self.left.denials -= 1;
                 let vcpu = &mut self.vcpus[index];
-                vcpu.exits_left += u8::from(setup.counts_exits(vcpu.guest.program));
+                // Its kernel then believes what is not so, and writes at the next two switches.
+                vcpu.exits_left += 2 * u8::from(setup.counts_exits(vcpu.guest.program));
                 vcpu.deny(setup);
             }
             VmmStep::Fail => {
@@ -90,6 +91,12 @@ impl World {
 
     /// The VMM has memory: for one vCPU or, by the default policy, for all.
     fn grant(&mut self, setup: &Setup, index: usize) {
+        self.promised = true;
+        if !setup.lacks(Protection::NoDenialAfterFirstUse) {
+            for vcpu in &mut self.vcpus {
+                let _ = vcpu.gate.on(Event::GrantedElsewhere(XFeatures::XTILEDATA));
+            }
+        }
         let everyone = setup.policy == Policy::Vm && !setup.lacks(Protection::AllGrownBeforeLift);
         for (number, vcpu) in self.vcpus.iter_mut().enumerate() {
             if everyone || number == index {
@@ -107,8 +114,14 @@ impl World {
     }
 
     /// All vCPUs are captured, and restored elsewhere.
-    pub(super) fn move_all(&mut self, setup: &Setup, target: Target) {
+    pub(super) fn move_all(&mut self, setup: &Setup, target: Target, foreign: bool) {
         self.left.moves -= 1;
+        let granted = if foreign {
+            !setup.lacks(Protection::AskedWithoutGrant)
+        } else {
+            self.promised && !setup.lacks(Protection::GrantTravels)
+        };
+        self.promised |= granted;
         let saved: Vec<_> = self.vcpus.iter().map(|vcpu| vcpu.capture(setup)).collect();
         for (vcpu, saved) in self.vcpus.iter_mut().zip(saved) {
             if let Exit::Asked(Some(write)) | Exit::Failed(Some(write)) = vcpu.exit
@@ -118,7 +131,7 @@ impl World {
                 vcpu.guest.written(setup, write);
             }
             vcpu.become_target(setup, target);
-            vcpu.restore_from(setup, saved);
+            vcpu.restore_from(setup, saved, granted);
         }
         self.filter = setup.is_kvm();
     }
@@ -140,7 +153,7 @@ impl World {
             vcpu.guest.xcr0 = true;
             vcpu.guest.xfd = true;
             vcpu.become_target(setup, Target::New);
-            vcpu.restore_from(setup, crafted);
+            vcpu.restore_from(setup, crafted, false);
         }
         self.filter = setup.is_kvm();
     }
@@ -300,7 +313,7 @@ impl Vcpu {
         self.xcr0 = target != Target::New;
         self.xfd = target == Target::Armed;
         self.tiles = if target == Target::InUse { FOREIGN } else { 0 };
-        self.passthrough = setup.early_passthrough || target != Target::New;
+        self.passthrough = target != Target::New;
         self.grown = false;
         self.stale = None;
         self.unseen = false;
@@ -309,7 +322,7 @@ impl Vcpu {
     }
 
     /// The plan of a restore: release, XFD, XCR0, the area.
-    fn restore_from(&mut self, setup: &Setup, saved: Saved) {
+    fn restore_from(&mut self, setup: &Setup, saved: Saved, granted: bool) {
         let xfd_first = !setup.lacks(Protection::XfdBeforeXsave);
         if saved.xfd {
             self.set_xsave(setup, 0);
@@ -317,6 +330,9 @@ impl Vcpu {
         if xfd_first {
             self.set_xfd(saved.xfd);
         }
+        // `xsave_state::kvm::restore` passes the register through for a guest that can use tiles.
+        self.passthrough |=
+            saved.xcr0 && !saved.xfd && !setup.lacks(Protection::RestorePassesThrough);
         self.xcr0 = saved.xcr0;
         self.set_xsave(setup, saved.tiles);
         if !xfd_first {
@@ -331,6 +347,7 @@ impl Vcpu {
             xcr0: xcr0(saved.xcr0),
             xfd: bits(saved.xfd),
             in_use,
+            granted: bits(granted),
         });
         self.settle(action);
     }

@@ -18,6 +18,8 @@ pub(crate) struct World {
     pub filter: bool,
     /// The host has taken #NM in XRSTORS.
     pub dead: bool,
+    /// The VM's gate: some vCPU has been granted, here or where the VM ran before.
+    pub promised: bool,
     /// What may still happen.
     pub left: Bounds,
 }
@@ -98,6 +100,10 @@ pub(crate) enum Step {
     Vmm(usize, VmmStep),
     /// All vCPUs are captured and restored.
     Move(Target),
+    /// The same by a VMM that saves no grant: nobody knows.
+    MoveForeign,
+    /// A task that does not run goes from one vCPU of the guest to another.
+    Migrate(usize, usize),
     /// A crafted snapshot is restored into all vCPUs.
     Crafted,
 }
@@ -168,7 +174,7 @@ impl World {
             mode: Mode::Vmm,
             xcr0: false,
             xfd: false,
-            passthrough: setup.early_passthrough,
+            passthrough: false,
             loaded: false,
             processor_xfd: true,
             tiles: 0,
@@ -184,6 +190,7 @@ impl World {
             vcpus: setup.programs.iter().map(vcpu).collect(),
             filter: setup.is_kvm(),
             dead: false,
+            promised: false,
             left: setup.bounds,
         }
     }
@@ -231,7 +238,11 @@ impl World {
             for target in [Target::New, Target::Armed, Target::InUse] {
                 steps.push(Step::Move(target));
             }
+            steps.push(Step::MoveForeign);
             steps.push(Step::Crafted);
+        }
+        if self.left.migrations > 0 {
+            self.migrations(|from, to| steps.push(Step::Migrate(from, to)));
         }
     }
 
@@ -281,7 +292,9 @@ impl World {
             Step::Guest(index, step) => self.guest_step(setup, index, step),
             Step::Kernel(index, step) => self.kernel_step(setup, index, step),
             Step::Vmm(index, step) => self.vmm_step(setup, index, step),
-            Step::Move(target) => self.move_all(setup, target),
+            Step::Move(target) => self.move_all(setup, target, false),
+            Step::MoveForeign => self.move_all(setup, Target::New, true),
+            Step::Migrate(from, to) => self.migrate(from, to),
             Step::Crafted => self.restore_crafted(setup),
         }
     }
