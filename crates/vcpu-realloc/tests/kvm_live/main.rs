@@ -20,5 +20,6 @@ mod filter;
 mod first_use;
 mod hidden;
 mod passthrough;
+mod processors;
 mod snapshot;
 mod vmm;
