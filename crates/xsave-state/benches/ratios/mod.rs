@@ -1,4 +1,5 @@
 //! Ratios between what takes turns in this run, so that both sides meet the same machine.
+#![allow(dead_code, reason = "each benchmark uses a part")]
 
 use std::time::{Duration, Instant};
 
