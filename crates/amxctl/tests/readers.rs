@@ -29,13 +29,14 @@ fn a_snapshot_of_cloud_hypervisor_has_all_that_it_says() {
             panic!("one vCPU")
         };
         assert_eq!(vcpu.area, fixture("armed.xsave2"));
-        assert_eq!(vcpu.xcr0.unwrap().bits(), AMX);
-        assert_eq!(vcpu.xfd.unwrap().bits(), XTILEDATA);
-        assert_eq!(vcpu.xfd_err.unwrap().bits(), 0);
-        let Places::Cpuid(table) = &vcpu.places else {
+        assert_eq!(vcpu.listed.xcrs.as_ref().unwrap().list[0], (0, AMX));
+        assert_eq!(vcpu.listed.msr(0x1c4), Some(XTILEDATA));
+        assert_eq!(vcpu.listed.msr(0x1c5), Some(0));
+        assert!(vcpu.listed.is_complete && vcpu.listed.tsc_khz.is_some());
+        let Places::Cpuid(cpuid) = &vcpu.places else {
             panic!("CPUID")
         };
-        assert_eq!(table.leaf(0xd, 18), [8192, 2816, 6, 0]);
+        assert_eq!(cpuid.table.leaf(0xd, 18), [8192, 2816, 6, 0]);
     }
 }
 
@@ -71,11 +72,12 @@ fn the_text_of_firecracker_has_the_same_layout_and_no_xfd() {
     assert_eq!(snapshot.format, Format::Firecracker);
     let vcpu = &snapshot.vcpus[0];
     assert_eq!(vcpu.area.len(), 11_008);
-    assert_eq!(vcpu.xcr0.unwrap().bits(), AMX);
-    assert_eq!(vcpu.xfd, None);
-    let Places::Cpuid(table) = &vcpu.places else {
+    assert_eq!(vcpu.listed.xcrs.as_ref().unwrap().list[0], (0, AMX));
+    assert_eq!(vcpu.listed.msr(0x1c4), None);
+    let Places::Cpuid(cpuid) = &vcpu.places else {
         panic!("CPUID")
     };
+    let table = &cpuid.table;
     assert_eq!(table.len(), 61);
     assert_eq!(table.leaf(0xd, 18), [8192, 2816, 6, 0]);
     // Leaf 1 has no sub-leaves, leaf 7 has.
@@ -156,7 +158,7 @@ fn a_compacted_area_is_understood() {
     // What Linux says of its area, so that the layout can be guessed.
     compacted[464..472].copy_from_slice(&AMX.to_le_bytes());
     let subject = subject(&compacted);
-    assert!(subject.was_compacted());
+    assert!(subject.is_compacted());
     assert_eq!(
         subject.component(ComponentId::XTILEDATA),
         standard.component(ComponentId::XTILEDATA)

@@ -31,7 +31,7 @@ fn amxctl(arguments: &[&str]) -> Output {
 fn raw(bytes: &[u8], cpuid: Option<&str>) -> Result<Subject, SubjectError> {
     let cpuid = cpuid.map(|name| {
         let text = String::from_utf8(fixture(name)).unwrap();
-        (text.parse::<Table>().unwrap(), "--cpuid".to_owned())
+        (text.parse::<Table>().unwrap().into(), "--cpuid".to_owned())
     });
     let given = Given {
         cpuid,
@@ -140,7 +140,7 @@ fn a_guest_may_have_fewer_components_than_its_host() {
 fn a_compacted_area_is_shown_by_its_own_places() {
     let area = fixture("strangers/compacted.xsave");
     let subject = raw(&area, None).unwrap();
-    assert!(subject.was_compacted());
+    assert!(subject.is_compacted());
     assert_eq!(broken(&subject), [Rule::Format]);
     let placed = XFeatures::from_bits_retain(0x602e7);
     let mut seen = 0;

@@ -1,6 +1,6 @@
 //! A guest: what it sees, and what its vCPUs have in their registers.
 
-use cpuid_amx::Table;
+use cpuid_amx::{Entry, Table};
 use xsave_state::{ExtendedState, XFeatures};
 
 use super::reason::Usage;
@@ -11,6 +11,7 @@ use crate::msrs::FeatureMsrs;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Guest<'a> {
     pub(super) cpuid: Option<&'a Table>,
+    pub(super) entries: Option<&'a [Entry]>,
     pub(super) states: &'a [ExtendedState<'a>],
     pub(super) feature_msrs: FeatureMsrs,
     pub(super) tsc_khz: Option<u32>,
@@ -26,6 +27,14 @@ impl<'a> Guest<'a> {
             cpuid: Some(cpuid),
             ..Self::default()
         }
+    }
+
+    /// All entries of its CPUID in the order in which its VMM passes them to KVM. A [`Table`] has only what
+    /// the guest sees; contradictions are looked for in all.
+    #[must_use]
+    pub const fn listed(mut self, entries: &'a [Entry]) -> Self {
+        self.entries = Some(entries);
+        self
     }
 
     /// A guest that has not started, and would get all that a host has; `None` without KVM.

@@ -11,11 +11,13 @@ use crate::screen::Color;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  yes: the host is ready, the states are the same, the state can be restored
-  1  no: it is not, they differ, it cannot
+  1  no: the host is not ready, the states differ, the state cannot be restored
   2  trouble: a file that cannot be read, an option that does not exist
   3  yes, but: check: a known fix is missing, or not known to be there; compat:
-     something must be hidden first; baseline: hosts are undescribed
-  4  cannot be judged: too little is known, and the answer names the option that helps";
+     something must be hidden from a new guest, or with --relayout the states of
+     a running one must be moved first; baseline: hosts are undescribed
+  4  cannot be judged: too little is known, and the answer names the option that
+     helps";
 
 /// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
 ///
@@ -42,7 +44,8 @@ pub(crate) struct Cli {
 /// `--json` before clap has parsed it: errors of the command line are JSON then, too.
 pub(crate) fn wants_json(args: impl Iterator<Item = OsString>) -> bool {
     args.take_while(|arg| arg != "--")
-        .any(|arg| arg == "--json")
+        .filter_map(|arg| arg.into_string().ok())
+        .any(|arg| arg == "--json" || arg.starts_with("--json="))
 }
 
 /// What clap says of the command line, without usage and advice.
@@ -147,11 +150,11 @@ Examples:
   amxctl merge --tally rack-1.tally rack-2.tally > fleet.tally";
 
 const COMPAT: &str = "\
-It exits with 0 when the guest of A runs on B as it is. It exits with 3 when the
-guest has not started, and runs on B once something is hidden from it, and with
-1 when it does not run as it is. What a saved state does not say is guessed and
-said to be a guess; where too little is known, it exits with 4 and names what is
-missing.
+It exits with 0 when the guest of A runs on B as it is, and with 1 when it does
+not. It exits with 3 when the guest has not started, and runs on B once something
+is hidden from it. A saved guest is judged as `amxctl verify` judges it. What a
+saved state does not say is guessed and said to be a guess; where too little is
+known, it exits with 4 and names the option that helps.
 
 Examples:
   amxctl compat node-17.json icelake.json
@@ -182,10 +185,11 @@ Examples:
   amxctl diff snapshot vcpus.xstate --vcpu 0 --all";
 
 const VERIFY: &str = "\
-Each rule that a host depends on is checked first; a state that breaks one is
-refused whatever the host. Then, whether that host can hold it. It exits with
-1 when the state must not, or cannot, be restored, and with 4 when the file does
-not say enough: then it names the option that does.
+The rules of the area and its registers come first: a state that breaks one is
+refused on any host. So is a file that lacks registers of its guest, such as
+IA32_XSS. Then the guest is compared with the host. It exits with 1 when the
+state must not, or cannot, be restored, and with 4 when the file does not say
+enough: then it names the option that helps.
 
 Examples:
   amxctl verify snapshot --on node-17.json

@@ -9,10 +9,9 @@ use serde_json::{Value, json};
 use xsave_state::XFeatures;
 
 use crate::cli::DiffArgs;
-use crate::input::{self, Guest};
-use crate::load::{self, Loaded};
+use crate::input::{self, Guest, Loaded};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, guesses};
+use crate::{Answer, Outcome};
 
 mod hosts;
 
@@ -44,12 +43,12 @@ pub(crate) fn run(args: &DiffArgs, json: bool) -> anyhow::Result<Outcome> {
             args.second.display()
         ),
     };
-    let given = load::given(&args.given)?;
-    let first = load::subjects(&args.first, first, &args.vcpu, &given)?;
-    let second = load::subjects(&args.second, second, &args.vcpu, &given)?;
+    let given = input::given(&args.given)?;
+    let first = input::subjects(&args.first, first, &args.vcpu, &given)?;
+    let second = input::subjects(&args.second, second, &args.vcpu, &given)?;
     for loaded in [&first, &second] {
         for subject in &loaded.subjects {
-            guesses::only_one_layout(subject)
+            input::only_one_layout(subject)
                 .with_context(|| format!("{}: {}", loaded.name, subject.owner))?;
         }
     }
