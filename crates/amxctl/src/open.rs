@@ -396,7 +396,9 @@ fn read_all(
         // A quarter more each time: the sum of all copies stays linear.
         let room = usize::try_from(left.min(PIECE.max(done / 4))).unwrap_or(0);
         bytes.try_reserve_exact(room)?;
-        let read = (&mut source).take(left.min(PIECE)).read_to_end(&mut bytes)?;
+        let read = (&mut source)
+            .take(left.min(PIECE))
+            .read_to_end(&mut bytes)?;
         if read == 0 {
             return Ok(bytes);
         }

@@ -21,6 +21,8 @@ pub struct Xcrs {
     pub flags: u32,
     /// Number and value of each register that is there.
     pub list: Vec<(u32, u64)>,
+    /// How many bytes the list has where it ends before the registers that it declares.
+    pub cut_at: Option<usize>,
 }
 
 impl Xcrs {
@@ -31,6 +33,7 @@ impl Xcrs {
             declared: 1,
             flags: 0,
             list: vec![(0, xcr0.bits())],
+            cut_at: None,
         }
     }
 
@@ -38,17 +41,32 @@ impl Xcrs {
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Self {
         let declared = bytes::u32_at(bytes, 0);
-        let entry = |at| (bytes::u32_at(bytes, at), bytes::u64_at(bytes, at + 8));
+        let entry = |at| {
+            (
+                bytes::u32_at(bytes, at),
+                bytes::u64_at(bytes, at.saturating_add(8)),
+            )
+        };
         Self {
             declared: declared.into(),
             flags: bytes::u32_at(bytes, 4),
             list: (8..8 + 16 * 16).step_by(16).map(entry).collect(),
+            cut_at: Some(bytes.len()).filter(|&len| len < bytes_of(declared.into())),
         }
     }
 
     fn in_effect(&self) -> impl Iterator<Item = (u32, u64)> {
         let count = usize::try_from(self.declared).unwrap_or(usize::MAX);
         self.list.iter().copied().take(count)
+    }
+}
+
+/// Bytes of kvm_xcrs with so many registers; none where there is nothing to list.
+fn bytes_of(declared: u64) -> usize {
+    let count = usize::try_from(declared.min(MAX_XCRS)).unwrap_or(0);
+    match count {
+        0 => 0,
+        count => count.saturating_mul(16).saturating_add(8),
     }
 }
 
@@ -132,12 +150,7 @@ pub(crate) fn resolve(
         value.map(|value| Known::file(XFeatures::from_bits_retain(value)))
     };
     let xfd = msr(MSR_IA32_XFD, given.xfd, "--xfd", "IA32_XFD");
-    let xfd_err = msr(
-        MSR_IA32_XFD_ERR,
-        given.xfd_err,
-        "--xfd-err",
-        "IA32_XFD_ERR",
-    );
+    let xfd_err = msr(MSR_IA32_XFD_ERR, given.xfd_err, "--xfd-err", "IA32_XFD_ERR");
     if xfd.is_none() && !disableable.is_empty() && !listed.is_complete {
         findings.push(Finding::unknown(
             Rule::XfdInUse,
@@ -158,11 +171,7 @@ pub(crate) fn resolve(
 
 /// What KVM_SET_XCRS makes of the list, in a new vCPU (arch/x86/kvm/x86.c,
 /// `kvm_vcpu_ioctl_x86_set_xcrs`).
-fn xcr0_of(
-    xcrs: &Xcrs,
-    has_xsave: Option<bool>,
-    findings: &mut Vec<Finding>,
-) -> Known<XFeatures> {
+fn xcr0_of(xcrs: &Xcrs, has_xsave: Option<bool>, findings: &mut Vec<Finding>) -> Known<XFeatures> {
     let reset = |why: &str| Known {
         value: XFeatures::X87,
         source: Source::Reset(why.to_owned()),
@@ -177,6 +186,17 @@ fn xcr0_of(
             ),
         ));
         return reset("KVM refuses the file's list, and leaves the value after reset");
+    }
+    if let Some(actual) = xcrs.cut_at {
+        findings.push(Finding::broken(
+            Rule::Xcr0,
+            format!(
+                "the list of extended control registers has {actual} bytes, and {} for {} of them: what is \
+                 missing becomes 0",
+                bytes_of(xcrs.declared),
+                xcrs.declared
+            ),
+        ));
     }
     let registers = Registers::from_lists(xcrs.in_effect(), [], &Layout::legacy());
     let is_listed = xcrs.in_effect().any(|(number, _)| number == 0);
@@ -254,7 +274,8 @@ mod tests {
             assert_eq!(resolved(cut, false), (1, vec![]));
         }
         // The value is cut: what is missing is zero, which XSETBV refuses.
-        assert_eq!(resolved(&bytes(1, 0, &listed)[..12], true).0, 0);
+        let cut = resolved(&bytes(1, 0, &listed)[..12], true);
+        assert_eq!(cut, (0, vec![Rule::Xcr0]));
         // The first counts.
         let twice = bytes(2, 0, &[(0, 3), (0, 7)]);
         assert_eq!(resolved(&twice, true), (3, vec![Rule::Xcr0]));

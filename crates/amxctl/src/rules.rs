@@ -143,7 +143,9 @@ impl Rule {
                  its guests. Setting IA32_XFD before the state, and refusing or clearing such a \
                  component, protects (xsave-state: ExtendedState::new, sanitize)"
             }
-            Self::Msrs => "the guest goes on with the values after reset, and fails when it relies on its own",
+            Self::Msrs => {
+                "the guest goes on with the values after reset, and fails when it relies on its own"
+            }
         }
     }
 }
@@ -316,8 +318,7 @@ fn words(change: &Change, subject: &Subject) -> (Rule, String) {
             Rule::Length,
             format!("{actual_bytes} bytes; its CPUID requires {required_bytes}"),
         ),
-        Change::UnusedMxcsr { was: mxcsr, mask }
-        | Change::Lost(Misfit::Mxcsr { mxcsr, mask }) => {
+        Change::UnusedMxcsr { was: mxcsr, mask } | Change::Lost(Misfit::Mxcsr { mxcsr, mask }) => {
             (Rule::Mxcsr, format!("{mxcsr:#x}; the mask is {mask:#x}"))
         }
         Change::OverReported { component } => (

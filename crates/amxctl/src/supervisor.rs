@@ -108,9 +108,8 @@ pub(crate) fn missing(listed: &Listed, cpuid: &impl CpuidTable, layout: &Layout)
     }
     // With CR4.CET clear the processor uses none of them.
     let is_known = xss.is_some() || !supervisor.intersects(CET);
-    let is_off = is_known
-        && !enabled.intersects(CET)
-        && listed.cr4.is_some_and(|cr4| cr4 & CR4_CET == 0);
+    let is_off =
+        is_known && !enabled.intersects(CET) && listed.cr4.is_some_and(|cr4| cr4 & CR4_CET == 0);
     if is_off {
         let names = names(listed, &cet);
         if !names.is_empty() {
@@ -125,7 +124,11 @@ pub(crate) fn missing(listed: &Listed, cpuid: &impl CpuidTable, layout: &Layout)
         cet.clear();
     }
     let others = OTHERS.iter().filter(|(id, _)| enabled.contains(id.bit()));
-    let behind: Vec<_> = others.flat_map(|(_, msrs)| *msrs).copied().chain(cet).collect();
+    let behind: Vec<_> = others
+        .flat_map(|(_, msrs)| *msrs)
+        .copied()
+        .chain(cet)
+        .collect();
     let names = names(listed, &behind);
     if !names.is_empty() {
         found.push(Finding::broken(
@@ -149,7 +152,9 @@ pub(crate) fn missing(listed: &Listed, cpuid: &impl CpuidTable, layout: &Layout)
 
 /// Those of the MSRs that are not in the file.
 fn names(listed: &Listed, msrs: &[(u32, &str)]) -> String {
-    let missing = msrs.iter().filter(|(index, _)| listed.msr(*index).is_none());
+    let missing = msrs
+        .iter()
+        .filter(|(index, _)| listed.msr(*index).is_none());
     let names: Vec<String> = missing
         .map(|(index, name)| format!("{name} ({index:#x})"))
         .collect();

@@ -285,8 +285,12 @@ impl Vcpu {
 fn not_a_layout(error: LayoutError, cpuid: &Cpuid) -> String {
     let causes: Vec<String> = cpuid
         .hidden_entries()
-        .map(|one| format!("{one}; so ")).collect();
-    format!("{}CPUID.0DH of the guest is invalid: {error}", causes.concat())
+        .map(|one| format!("{one}; so "))
+        .collect();
+    format!(
+        "{}CPUID.0DH of the guest is invalid: {error}",
+        causes.concat()
+    )
 }
 
 impl Subject {

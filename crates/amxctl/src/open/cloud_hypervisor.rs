@@ -138,7 +138,10 @@ fn vcpu(id: u32, state: &KvmState) -> Result<Vcpu, OpenError> {
     let area = words.flat_map(|word| word.to_le_bytes()).collect();
     let entries: Vec<Entry> = state.cpuid.iter().map(CpuidEntry::entry).collect();
     // One that is cut says nothing of CR4.
-    let sregs = state.sregs.as_ref().filter(|sregs| sregs.0.len() == SREGS_BYTES);
+    let sregs = state
+        .sregs
+        .as_ref()
+        .filter(|sregs| sregs.0.len() == SREGS_BYTES);
     Ok(Vcpu {
         owner: Owner::Vcpu(id),
         area,

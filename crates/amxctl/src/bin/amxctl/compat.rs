@@ -47,17 +47,20 @@ fn say(
             .compared
             .as_ref()
             .map_or_else(not_compared, render::compared_json);
-        let more = [
-            json!({
-                "guest": name,
-                "host": host,
-                "vcpus": render::vcpus_json(judgement),
-            }),
-            render::verdict_json(&judgement.verdict),
-        ];
-        if let Some(map) = value.as_object_mut() {
-            let more = more.into_iter().filter_map(|more| more.as_object().cloned());
-            map.extend(more.flatten());
+        let (relayout, hide) = match judgement.verdict {
+            Verdict::After { relayout, hide } => (relayout, hide),
+            _ => (false, false),
+        };
+        let more = json!({
+            "guest": name,
+            "host": host,
+            "verdict": render::word(&judgement.verdict),
+            "relayout": relayout,
+            "hide": hide,
+            "vcpus": render::vcpus_json(judgement),
+        });
+        if let (Some(map), Value::Object(more)) = (value.as_object_mut(), more) {
+            map.extend(more);
         }
         serde_json::to_string_pretty(&value)? + "\n"
     } else {

@@ -85,9 +85,9 @@ fn convert(
     if to != To::Raw || target.is_some() {
         input::only_one_layout(subject)?;
     }
-    let unsettled = subject.unsettled().filter(|finding| {
-        to != To::Raw || matches!(finding.rule, Rule::Layout | Rule::Cpuid)
-    });
+    let unsettled = subject
+        .unsettled()
+        .filter(|finding| to != To::Raw || matches!(finding.rule, Rule::Layout | Rule::Cpuid));
     if let Some(finding) = unsettled {
         bail!("{}", finding.values);
     }
@@ -120,7 +120,8 @@ fn valid(
     if let Ok(state) = subject.state() {
         return Ok((state.into_owned(), Vec::new()));
     }
-    let sanitized = sanitize(&subject.untrusted(), &subject.layout.value, allow).map_err(refused)?;
+    let sanitized =
+        sanitize(&subject.untrusted(), &subject.layout.value, allow).map_err(refused)?;
     let changes = sanitized.report.changes().iter();
     Ok((sanitized.state, changes.map(ToString::to_string).collect()))
 }

@@ -143,10 +143,7 @@ pub(crate) fn only_one_layout(subject: &Subject) -> anyhow::Result<()> {
 /// What the options say.
 pub(crate) fn given(args: &GivenArgs) -> anyhow::Result<Given> {
     let cpuid = match &args.cpuid {
-        Some(path) => Some((
-            cpuid(path)?.into(),
-            format!("--cpuid {}", path.display()),
-        )),
+        Some(path) => Some((cpuid(path)?.into(), format!("--cpuid {}", path.display()))),
         None => None,
     };
     Ok(Given {

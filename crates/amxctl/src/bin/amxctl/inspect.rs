@@ -79,7 +79,10 @@ fn vcpu(subject: &Subject) -> String {
     let found = rules::check(subject);
     if found.is_empty() {
         let mark = screen::mark(Mark::Good);
-        let _ = writeln!(text, "  {mark} all hold: the area and its registers can be restored");
+        let _ = writeln!(
+            text,
+            "  {mark} all hold: the area and its registers can be restored"
+        );
     }
     text.push_str(&render::findings(&found));
     text.push_str(&cpuid(subject));

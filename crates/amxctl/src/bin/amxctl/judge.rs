@@ -121,7 +121,9 @@ pub(crate) fn saved<'a>(subjects: &'a [Subject], host: &Host, relayout: bool) ->
         });
     }
     // Components that are looked for at the wrong places are other registers.
-    let has_places = subjects.iter().all(|subject| subject.other_layout.is_none());
+    let has_places = subjects
+        .iter()
+        .all(|subject| subject.other_layout.is_none());
     let mut compared = None;
     if has_places && verdict != Verdict::Nowhere {
         let all = groups(subjects).map(|group| Compared::running(&group, host, relayout));
@@ -206,9 +208,7 @@ impl Compared {
         Self {
             verdict: match compatibility.verdict() {
                 compat::Verdict::Runs => Verdict::Runs,
-                compat::Verdict::RunsAfter { relayout, hide } => {
-                    Verdict::After { relayout, hide }
-                }
+                compat::Verdict::RunsAfter { relayout, hide } => Verdict::After { relayout, hide },
                 compat::Verdict::Unknown => {
                     let not = compatibility.not_compared.iter();
                     let is_guest = |one: &_| matches!(one, compat::NotCompared::GuestCpuid);

@@ -16,7 +16,11 @@ const SHOWN: usize = 16;
 
 /// All but the first line.
 pub(crate) fn text(judgement: &Judgement<'_>) -> String {
-    let subjects: Vec<&Subject> = judgement.vcpus.iter().map(|(subject, _)| *subject).collect();
+    let subjects: Vec<&Subject> = judgement
+        .vcpus
+        .iter()
+        .map(|(subject, _)| *subject)
+        .collect();
     let mut text = guesses(&subjects);
     text.push_str(&refused(&judgement.vcpus));
     if let Some(compared) = &judgement.compared {
@@ -46,7 +50,10 @@ fn guesses(subjects: &[&Subject]) -> String {
                     [Owner::Thread(_), ..] => "thread",
                     _ => "vCPU",
                 };
-                format!("guessed for {}: {guess}", screen::count(several.len(), what))
+                format!(
+                    "guessed for {}: {guess}",
+                    screen::count(several.len(), what)
+                )
             }
         };
         text.push_str(&line(Mark::Warning, &Mark::Warning.paint(&said)));
@@ -241,14 +248,13 @@ pub(crate) fn compared_json(compared: &Compared) -> Value {
 }
 
 /// The verdict for machines.
-pub(crate) fn verdict_json(verdict: &Verdict) -> Value {
-    let (word, relayout, hide) = match verdict {
-        Verdict::Runs => ("runs", false, false),
-        Verdict::After { relayout, hide } => ("runs_after", *relayout, *hide),
-        Verdict::Unknown(_) => ("unknown", false, false),
-        Verdict::No | Verdict::Nowhere => ("no", false, false),
-    };
-    json!({ "verdict": word, "relayout": relayout, "hide": hide })
+pub(crate) fn word(verdict: &Verdict) -> &'static str {
+    match verdict {
+        Verdict::Runs => "runs",
+        Verdict::After { .. } => "runs_after",
+        Verdict::Unknown(_) => "unknown",
+        Verdict::No | Verdict::Nowhere => "no",
+    }
 }
 
 /// The options without which nothing can be said, as in `: give --cpuid and --xfd`.

@@ -20,7 +20,7 @@ pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
             "host": host.name,
             "judged": answer != Answer::Unknown,
             "restorable": answer == Answer::Yes,
-            "verdict": render::verdict_json(&judgement.verdict)["verdict"],
+            "verdict": render::word(&judgement.verdict),
             "vcpus": render::vcpus_json(&judgement),
             "compatibility": judgement.compared.as_ref().map(render::compared_json),
         });
