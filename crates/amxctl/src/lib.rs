@@ -22,8 +22,11 @@
 //! | [`mod@diff`] | in which of them two states differ |
 
 mod bytes;
+mod cpuid;
 pub mod diff;
+mod finding;
 pub mod guess;
+mod known;
 pub mod open;
 pub mod parts;
 pub mod registers;

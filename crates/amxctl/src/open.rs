@@ -314,7 +314,11 @@ fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
         "a kdump of a guest's memory, compressed",
         "it has no XSAVE areas; take a snapshot, or a core dump of the process",
     );
-    let known: [(&[u8], &str, &str); 10] = [
+    let vmware = (
+        "a suspended state or snapshot of VMware",
+        "its registers are not opened",
+    );
+    let known: &[(&[u8], &str, &str)] = &[
         (b"LibvirtQemudSave", libvirt.0, libvirt.1),
         (b"LibvirtQemudPart", libvirt.0, libvirt.1),
         (b"KDUMP   ", kdump.0, kdump.1),
@@ -330,14 +334,30 @@ fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
             "an image of CRIU, whose format has no place for tiles",
             "CRIU's own coredump tool makes a core dump of it, which can be opened",
         ),
+        (
+            b"QFI\xfb",
+            "a qcow2 image, in which QEMU can keep snapshots of its own",
+            "its registers are not opened",
+        ),
+        (b"\xd0\xbe\xd2\xbe", vmware.0, vmware.1),
+        (b"\xd1\xba\xd1\xba", vmware.0, vmware.1),
+        (b"\xd2\xbe\xd2\xbe", vmware.0, vmware.1),
+        (b"\xd3\xbe\xd3\xbe", vmware.0, vmware.1),
+        (
+            b"\x7fVirtualBox SavedState",
+            "a saved state of VirtualBox",
+            "its registers are not opened",
+        ),
         (b"\x1f\x8b", "compressed by gzip", "unpack it first"),
         (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it first"),
         (b"\xfd7zXZ", "compressed by xz", "unpack it first"),
+        (b"BZh", "compressed by bzip2", "unpack it first"),
+        (b"\x04\x22\x4d\x18", "compressed by lz4", "unpack it first"),
+        (b"\x89LZO", "compressed by lzop", "unpack it first"),
+        (b"PK\x03\x04", "a zip archive", "unpack it first"),
     ];
-    known
-        .into_iter()
-        .find(|(magic, ..)| start.starts_with(magic))
-        .map(|(_, what, instead)| (what, instead))
+    let found = known.iter().find(|(magic, ..)| start.starts_with(magic));
+    found.map(|&(_, what, instead)| (what, instead))
 }
 
 /// Its magic number, little endian: 0x07101984, the architecture and a version. It is at byte 0, and

@@ -4,8 +4,8 @@ use xsave_state::registers::{MSR_IA32_XFD, MSR_IA32_XFD_ERR};
 use xsave_state::{Layout, Registers, RegistersError, XFeatures};
 
 use crate::bytes;
-use crate::rules::{Finding, Rule};
-use crate::vcpu::{Given, Known, Source};
+use crate::finding::{Finding, Rule};
+use crate::known::{Given, Known, Source};
 
 /// IA32_XSS, the supervisor components that the guest has enabled.
 pub const MSR_IA32_XSS: u32 = 0xda0;
@@ -99,6 +99,7 @@ pub(crate) struct Resolved {
     pub(crate) xcr0: Known<XFeatures>,
     pub(crate) xfd: Option<Known<XFeatures>>,
     pub(crate) xfd_err: Option<Known<XFeatures>>,
+    pub(crate) xss: Option<Known<XFeatures>>,
     pub(crate) findings: Vec<Finding>,
 }
 
@@ -161,10 +162,13 @@ pub(crate) fn resolve(
             ),
         ));
     }
+    let own = |value| Known::file(XFeatures::from_bits_retain(value));
+    let xss = given.xss.map(|value| Known::given(value, "--xss"));
     Resolved {
         xcr0,
         xfd,
         xfd_err,
+        xss: xss.or(listed.msr(MSR_IA32_XSS).map(own)),
         findings,
     }
 }

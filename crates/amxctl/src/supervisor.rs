@@ -3,8 +3,8 @@
 use cpuid_amx::CpuidTable;
 use xsave_state::{ComponentId, Layout, XFeatures};
 
+use crate::finding::{Finding, Rule};
 use crate::registers::{Listed, MSR_IA32_XSS};
-use crate::rules::{Finding, Rule};
 
 const CR4_CET: u64 = 1 << 23;
 const CET: XFeatures = XFeatures::CET_U.union(XFeatures::CET_S);
@@ -58,7 +58,12 @@ const OTHERS: [(ComponentId, &[(u32, &str)]); 6] = [
 ];
 
 /// What a guest with this CPUID has in MSRs and the file does not.
-pub(crate) fn missing(listed: &Listed, cpuid: &impl CpuidTable, layout: &Layout) -> Vec<Finding> {
+pub(crate) fn missing(
+    listed: &Listed,
+    xss: Option<XFeatures>,
+    cpuid: &impl CpuidTable,
+    layout: &Layout,
+) -> Vec<Finding> {
     let supervisor = layout.supervisor();
     let [_, _, ecx, edx] = cpuid.leaf(7, 0);
     let (shadow_stacks, ibt) = (ecx & 1 << 7 != 0, edx & 1 << 20 != 0);
@@ -68,17 +73,41 @@ pub(crate) fn missing(listed: &Listed, cpuid: &impl CpuidTable, layout: &Layout)
         return found;
     }
     if !listed.is_complete {
-        found.push(Finding::note(
-            Rule::Msrs,
-            format!(
-                "IA32_XSS and the MSRs behind it are not in a file of this format; the guest's CPUID has \
-                 {}: whoever restores it needs them from elsewhere",
-                if supervisor.is_empty() { CET } else { supervisor }
+        let components = if supervisor.is_empty() {
+            CET
+        } else {
+            supervisor
+        };
+        let has = format!("the guest's CPUID has {components}, whose state is in MSRs");
+        found.push(match xss {
+            None => Finding::unknown(
+                Rule::Msrs,
+                "--xss",
+                format!(
+                    "{has}: a file of this format does not have IA32_XSS; give it with --xss, and restore \
+                     the MSRs behind it from elsewhere (0 if the guest has not enabled them)"
+                ),
             ),
-        ));
+            Some(_) => Finding::note(
+                Rule::Msrs,
+                format!("{has}: a file of this format does not have them"),
+            ),
+        });
         return found;
     }
-    let xss = listed.msr(MSR_IA32_XSS).map(XFeatures::from_bits_retain);
+    let values = listed
+        .msrs
+        .iter()
+        .filter(|(index, _)| *index == MSR_IA32_XSS);
+    let mut values = values.map(|&(_, value)| value);
+    if let Some(first) = values.next()
+        && let Some(second) = values.find(|value| *value != first)
+    {
+        found.push(Finding::broken(
+            Rule::Msrs,
+            format!("IA32_XSS (MSR 0xda0) is listed twice, as {first:#x} and as {second:#x}"),
+        ));
+    }
     if xss.is_none() && !supervisor.is_empty() {
         found.push(Finding::broken(
             Rule::Msrs,
@@ -166,7 +195,7 @@ mod tests {
     use cpuid_amx::{Entry, Table};
 
     use super::*;
-    use crate::rules::Verdict;
+    use crate::finding::Verdict;
 
     const SHSTK: u32 = 1 << 7;
     const IBT: u32 = 1 << 20;
@@ -190,7 +219,8 @@ mod tests {
         }
         let table: Table = entries.into_iter().collect();
         let layout = Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf)).unwrap();
-        let found = missing(listed, &table, &layout).into_iter();
+        let xss = listed.msr(MSR_IA32_XSS).map(XFeatures::from_bits_retain);
+        let found = missing(listed, xss, &table, &layout).into_iter();
         found.map(|one| (one.verdict, one.values)).collect()
     }
 
@@ -265,6 +295,16 @@ mod tests {
             assert!(on[0].1.contains(msr), "{on:?}");
             assert_eq!(on[0].0, Verdict::Broken);
         }
+        // Two values, of which KVM takes the last.
+        let mut twice = listed(&[], Some(1 << 10), None);
+        twice.msrs.push((MSR_IA32_XSS, 0));
+        let twice = said(0, 0, 1 << 10, &twice);
+        assert!(twice[0].1.contains("as 0x400 and as 0x0"), "{twice:?}");
+        // A format without MSRs does not tell.
+        let without = Listed::default();
+        let [(Verdict::Unknown { option: "--xss" }, _)] = &*said(0, 0, 1 << 10, &without) else {
+            panic!("a question")
+        };
         // KVM refuses what CPUID does not have.
         let beyond = said(0, 0, 1 << 10, &listed(&[0xd93], Some(0xc00), None));
         assert_eq!(beyond[0].0, Verdict::Broken);

@@ -2,8 +2,6 @@
 
 use std::fmt;
 
-use cpuid_amx::coherence::{self, Contradiction};
-use cpuid_amx::{CpuidTable, Entry, Table};
 use thiserror::Error;
 use xsave_state::{
     CompactedError, ComponentId, ExtendedState, Image, ImageError, Layout, LayoutError, Registers,
@@ -11,9 +9,11 @@ use xsave_state::{
 };
 
 use crate::bytes;
+pub use crate::cpuid::Cpuid;
+use crate::finding::{Finding, Rule, Verdict};
 use crate::guess::{self, COMPACTED, NoGuess};
-use crate::registers::{self, Listed, MSR_IA32_XSS};
-use crate::rules::{Finding, Rule, Verdict};
+pub use crate::known::{Given, Known, Source};
+use crate::registers::{self, Listed};
 
 /// Whose state it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -43,53 +43,6 @@ impl fmt::Display for Owner {
     }
 }
 
-/// The CPUID of a guest.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Cpuid {
-    /// All entries in the order in which its VMM passes them to KVM. Of several that answer for the same
-    /// sub-leaf the guest sees the first.
-    pub entries: Vec<Entry>,
-    /// What the guest sees.
-    pub table: Table,
-}
-
-impl From<Vec<Entry>> for Cpuid {
-    fn from(entries: Vec<Entry>) -> Self {
-        let table = entries.iter().copied().collect();
-        Self { entries, table }
-    }
-}
-
-impl From<Table> for Cpuid {
-    fn from(table: Table) -> Self {
-        Self {
-            entries: table.entries().collect(),
-            table,
-        }
-    }
-}
-
-impl Cpuid {
-    fn layout(&self) -> Result<Layout, LayoutError> {
-        Layout::from_cpuid(|leaf, subleaf| self.table.leaf(leaf, subleaf))
-    }
-
-    /// Returns the contradictions that come from the form of the list: entries that hide others.
-    pub fn hidden_entries(&self) -> impl Iterator<Item = Contradiction> {
-        use Contradiction::{Duplicate, Unflagged};
-        let all = coherence::check(&self.entries).into_iter();
-        all.filter(|one| matches!(one, Unflagged { .. } | Duplicate { .. }))
-    }
-
-    /// Whether the guest has XSAVE: the feature, and components.
-    fn has_xsave(&self) -> bool {
-        let [max_leaf, ..] = self.table.leaf(0, 0);
-        let [_, _, features, _] = self.table.leaf(1, 0);
-        let [low, _, _, high] = self.table.leaf(0xd, 0);
-        max_leaf >= 0xd && features & 1 << 26 != 0 && (low, high) != (0, 0)
-    }
-}
-
 /// Where the components of an area lie, as far as its file says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Places {
@@ -114,75 +67,6 @@ pub struct Vcpu {
     pub listed: Listed,
 }
 
-/// Where a value is from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The file.
-    File,
-    /// Whoever asks said so: the option, or the file that it names.
-    Given(String),
-    /// Nobody said so: why it was taken.
-    Guess(String),
-    /// A restore from the file leaves the value that a new vCPU has: why.
-    Reset(String),
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File => f.write_str("in the file"),
-            Self::Given(by) => write!(f, "by {by}"),
-            Self::Guess(why) => write!(f, "a guess: {why}"),
-            Self::Reset(why) => f.write_str(why),
-        }
-    }
-}
-
-/// A value and where it is from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known<T> {
-    /// The value.
-    pub value: T,
-    /// Where it is from.
-    pub source: Source,
-}
-
-impl<T> Known<T> {
-    pub(crate) fn file(value: T) -> Self {
-        Self {
-            value,
-            source: Source::File,
-        }
-    }
-
-    pub(crate) fn given(value: T, by: &str) -> Self {
-        Self {
-            value,
-            source: Source::Given(by.to_owned()),
-        }
-    }
-
-    pub(crate) fn guess(value: T, why: &str) -> Self {
-        Self {
-            value,
-            source: Source::Guess(why.to_owned()),
-        }
-    }
-}
-
-/// What whoever asks knows beyond the file. It comes before what the file says.
-#[derive(Clone, Debug, Default)]
-pub struct Given {
-    /// CPUID of the guest, and where that is from.
-    pub cpuid: Option<(Cpuid, String)>,
-    /// XCR0.
-    pub xcr0: Option<XFeatures>,
-    /// IA32_XFD.
-    pub xfd: Option<XFeatures>,
-    /// IA32_XFD_ERR.
-    pub xfd_err: Option<XFeatures>,
-}
-
 /// A vCPU with all that is needed to judge it: each value known, given or guessed.
 #[derive(Clone, Debug)]
 pub struct Subject {
@@ -202,6 +86,8 @@ pub struct Subject {
     pub xfd: Option<Known<XFeatures>>,
     /// IA32_XFD_ERR; `None`: not known.
     pub xfd_err: Option<Known<XFeatures>>,
+    /// IA32_XSS; `None`: not known.
+    pub xss: Option<Known<XFeatures>>,
     /// All registers as the file lists them.
     pub listed: Listed,
     /// What was found when all this was put together.
@@ -271,6 +157,7 @@ impl Vcpu {
             xcr0: resolved.xcr0,
             xfd: resolved.xfd,
             xfd_err: resolved.xfd_err,
+            xss: resolved.xss,
             listed,
             findings,
         };
@@ -324,11 +211,16 @@ impl Subject {
     /// Whether bit 63 of XCOMP_BV says that the area has the compacted format.
     #[must_use]
     pub fn is_compacted(&self) -> bool {
-        self.xcomp_bv() & COMPACTED != 0
+        self.placed().is_some()
     }
 
-    fn xcomp_bv(&self) -> u64 {
-        bytes::u64_at(&self.area, 520)
+    /// The components that have a place in an area of the compacted format; `None`: it has the standard
+    /// format.
+    #[must_use]
+    pub fn placed(&self) -> Option<XFeatures> {
+        let xcomp_bv = bytes::u64_at(&self.area, 520);
+        let placed = XFeatures::from_bits_retain(xcomp_bv & !COMPACTED);
+        (xcomp_bv & COMPACTED != 0).then_some(placed)
     }
 
     /// Where a component lies in the area, in the format that the area has; `None` where the layout lacks
@@ -339,10 +231,12 @@ impl Subject {
         let component = layout.component(id)?;
         let start = component.offset()?;
         let standard = start..start.saturating_add(component.size());
-        if !self.is_compacted() || XFeatures::LEGACY.contains(id.bit()) {
+        let Some(placed) = self.placed() else {
+            return Some(standard);
+        };
+        if XFeatures::LEGACY.contains(id.bit()) {
             return Some(standard);
         }
-        let placed = XFeatures::from_bits_retain(self.xcomp_bv() & !COMPACTED);
         let unknown = placed - layout.user() - layout.supervisor();
         if unknown.components().any(|unknown| unknown < id) {
             return None;
@@ -350,14 +244,6 @@ impl Subject {
         let mut places = layout.compacted(placed);
         let found = places.find(|(component, _)| component.id() == id);
         found.map(|(_, range)| range)
-    }
-
-    /// IA32_XSS; `None`: not known.
-    #[must_use]
-    pub fn xss(&self) -> Option<XFeatures> {
-        self.listed
-            .msr(MSR_IA32_XSS)
-            .map(XFeatures::from_bits_retain)
     }
 
     /// XSTATE_BV, bytes 512 to 519; zero where they are not there.

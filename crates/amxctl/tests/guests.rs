@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use amxctl::open::open_bytes;
-use common::{cloud_hypervisor, fixture, fixtures};
+use common::{add_cet, cloud_hypervisor, fixture, fixtures};
 use serde_json::{Value, json};
 
 /// A folder with the fixtures' guest, changed, and the host that it came from.
@@ -152,20 +152,6 @@ fn xcr0(kvm: &mut Value, bits: u64) {
     }
 }
 
-/// CET in CPUID: the components, shadow stacks and indirect branch tracking.
-fn cet(kvm: &mut Value, shadow_stacks: bool, ibt: bool) {
-    change(kvm, 0xd, 1, "ecx", 0x1800, 0);
-    change(kvm, 7, 0, "ecx", u64::from(shadow_stacks) << 7, 0);
-    change(kvm, 7, 0, "edx", u64::from(ibt) << 20, 0);
-    let entries = kvm["cpuid"].as_array_mut().unwrap();
-    for (index, eax) in [(11, 16), (12, 24)] {
-        entries.push(json!({
-            "function": 0xd, "index": index, "flags": 1, "eax": eax, "ebx": 0, "ecx": 1, "edx": 0,
-            "padding": [0, 0, 0],
-        }));
-    }
-}
-
 const CET_MSRS: [u64; 7] = [0x6a0, 0x6a2, 0x6a4, 0x6a5, 0x6a6, 0x6a7, 0x6a8];
 
 #[test]
@@ -175,7 +161,7 @@ fn the_guest_of_the_fixture_can_go_back_where_it_came_from() {
 
 #[test]
 fn a_snapshot_without_ia32_xss_is_refused() {
-    Case::new(|kvm| cet(kvm, false, false))
+    Case::new(|kvm| add_cet(kvm, false, false))
         .on_its_own_host()
         .refuses("this file cannot hold IA32_XSS (MSR 0xda0)");
 }
@@ -184,7 +170,7 @@ fn a_snapshot_without_ia32_xss_is_refused() {
 fn a_snapshot_without_the_msrs_behind_ia32_xss_is_refused() {
     for left_out in CET_MSRS {
         let case = Case::new(|kvm| {
-            cet(kvm, true, true);
+            add_cet(kvm, true, true);
             msr(kvm, 0xda0, Some(0x1800));
             for index in CET_MSRS.into_iter().filter(|index| *index != left_out) {
                 msr(kvm, index, Some(0));
@@ -198,7 +184,7 @@ fn a_snapshot_without_the_msrs_behind_ia32_xss_is_refused() {
 fn shadow_stacks_of_a_running_guest_are_in_no_msr() {
     let with = |shadow_stacks, cr4: u64| {
         let case = Case::new(|kvm| {
-            cet(kvm, shadow_stacks, true);
+            add_cet(kvm, shadow_stacks, true);
             msr(kvm, 0xda0, Some(0x1800));
             for index in CET_MSRS {
                 msr(kvm, index, Some(0));
@@ -220,7 +206,7 @@ fn shadow_stacks_of_a_running_guest_are_in_no_msr() {
 fn cet_that_is_seen_and_not_enabled_is_not_said_to_be_in_use() {
     let guest = || {
         Case::new(|kvm| {
-            cet(kvm, true, true);
+            add_cet(kvm, true, true);
             msr(kvm, 0xda0, Some(0));
         })
     };
@@ -237,6 +223,28 @@ fn cet_that_is_seen_and_not_enabled_is_not_said_to_be_in_use() {
     assert!(text.contains("since it started and may rely on them: SHSTK"));
     assert!(text.contains("IBT"), "{text}");
     assert!(!text.contains("may use them at any moment"), "{text}");
+}
+
+/// Our own states and raw areas have no place for MSRs.
+#[test]
+fn ia32_xss_of_a_file_without_msrs_is_asked_for() {
+    let case = Case::new(|kvm| {
+        add_cet(kvm, true, true);
+        msr(kvm, 0xda0, Some(0x1800));
+    });
+    let case = case.on_its_own_host();
+    let (code, text) = case.run(&["convert", "guest", "--to", "state", "-o", "own.xstate"]);
+    assert_eq!(code, 0, "{text}");
+    let judge = |more: &[&str]| {
+        let known = ["--cpuid", "host.cpuid"];
+        case.judge_on("own.xstate", "host.cpuid", &[&known[..], more].concat())
+    };
+    let (code, text) = judge(&[]);
+    assert_eq!(code, 4, "{text}");
+    assert!(text.contains("give --xss"), "{text}");
+    let (code, text) = judge(&["--xss", "0x1800"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("does not have them"), "{text}");
 }
 
 #[test]

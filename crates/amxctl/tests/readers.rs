@@ -257,7 +257,17 @@ fn broken_files_are_named_with_the_byte() {
             b"\x19\x43\x56\x54\x47\x38\x05\x55".to_vec(),
             "this is an image of CRIU",
         ),
+        (b"QFI\xfb\0\0\0\x03".to_vec(), "this is a qcow2 image"),
+        (
+            b"\xd2\xbe\xd2\xbe\x08\0\0\0".to_vec(),
+            "a suspended state or snapshot of VMware",
+        ),
+        (
+            b"\x7fVirtualBox SavedState V2.0\n".to_vec(),
+            "a saved state of VirtualBox",
+        ),
         (b"\x1f\x8b\x08\0".to_vec(), "compressed by gzip"),
+        (b"BZh91AY&SY".to_vec(), "compressed by bzip2"),
         (
             vec![7; 575],
             "found 575 bytes that begin with [07, 07, 07, 07, 07, 07, 07, 07]",

@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use xsave_state::Layout;
 
 use crate::cli::CheckArgs;
+use crate::input;
+use crate::outcome::{Answer, Outcome};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, input};
 
 mod many;
 

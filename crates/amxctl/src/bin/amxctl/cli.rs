@@ -229,6 +229,9 @@ pub(crate) struct GivenArgs {
     /// IA32_XFD_ERR of the guest, MSR 0x1c5
     #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
     pub(crate) xfd_err: Option<XFeatures>,
+    /// IA32_XSS of the guest, MSR 0xda0; the MSRs behind it come from elsewhere
+    #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
+    pub(crate) xss: Option<XFeatures>,
 }
 
 impl GivenArgs {
@@ -238,8 +241,9 @@ impl GivenArgs {
             xcr0,
             xfd,
             xfd_err,
+            xss,
         } = self;
-        cpuid.is_some() || xcr0.or(*xfd).or(*xfd_err).is_some()
+        cpuid.is_some() || xcr0.or(*xfd).or(*xfd_err).or(*xss).is_some()
     }
 }
 

@@ -6,8 +6,9 @@ use serde_json::{Value, json};
 
 use crate::cli::CompatArgs;
 use crate::judge::{self, Judgement, Verdict};
+use crate::outcome::Outcome;
 use crate::screen::{self, Mark};
-use crate::{Outcome, input, render};
+use crate::{input, render};
 
 pub(crate) fn run(args: &CompatArgs, json: bool) -> anyhow::Result<Outcome> {
     let path = &args.guest;

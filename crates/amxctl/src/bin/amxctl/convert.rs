@@ -13,8 +13,9 @@ use xsave_state::sanitize::{SanitizeError, sanitize};
 use xsave_state::{ExtendedState, Layout, Losses, Misfit, RelocateError, wire};
 
 use crate::cli::{ConvertArgs, To};
+use crate::outcome::Outcome;
 use crate::screen::{self, Mark};
-use crate::{Outcome, input, judge};
+use crate::{input, judge};
 
 /// One vCPU, converted.
 struct Converted {

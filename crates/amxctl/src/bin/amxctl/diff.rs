@@ -10,8 +10,8 @@ use xsave_state::XFeatures;
 
 use crate::cli::DiffArgs;
 use crate::input::{self, Guest, Loaded};
+use crate::outcome::{Answer, Outcome};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome};
 
 mod hosts;
 

@@ -11,8 +11,9 @@ use host_compat::baseline::Lines;
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::{BaselineArgs, MergeArgs};
+use crate::input;
+use crate::outcome::{Answer, Outcome};
 use crate::screen;
-use crate::{Answer, Outcome, input};
 
 mod show;
 

@@ -151,6 +151,7 @@ pub(crate) fn given(args: &GivenArgs) -> anyhow::Result<Given> {
         xcr0: args.xcr0,
         xfd: args.xfd,
         xfd_err: args.xfd_err,
+        xss: args.xss,
     })
 }
 

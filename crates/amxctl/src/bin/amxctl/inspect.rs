@@ -10,8 +10,9 @@ use xsave_state::{Component, XFeatures};
 
 use crate::cli::InspectArgs;
 use crate::input::{self, Loaded};
+use crate::outcome::Outcome;
 use crate::screen::{self, Mark};
-use crate::{Outcome, map, render, svg, tiles};
+use crate::{map, render, svg, tiles};
 
 /// Where the values of registers begin.
 const VALUES: usize = 16;
@@ -136,10 +137,12 @@ fn registers(subject: &Subject) -> String {
         source(&subject.xfd_err).as_ref(),
     );
     line("MXCSR", format!("{:#x}", subject.mxcsr()), None);
-    if let Some(xss) = subject.xss() {
-        line("IA32_XSS", xss.to_string(), None);
-    } else if !subject.layout.value.supervisor().is_empty() {
-        line("IA32_XSS", Mark::Unknown.paint("not in the file"), None);
+    if subject.xss.is_some() || !subject.layout.value.supervisor().is_empty() {
+        line(
+            "IA32_XSS",
+            or_unknown(&subject.xss),
+            source(&subject.xss).as_ref(),
+        );
     }
     let layout = &subject.layout;
     let format = match subject.is_compacted() {
@@ -191,10 +194,7 @@ fn components(subject: &Subject) -> String {
             component.id().number().to_string(),
             component.id().to_string(),
             state,
-            subject.place(component.id()).map_or_else(
-                || "?".to_owned(),
-                |place| screen::grouped(place.start as u64),
-            ),
+            offset(subject, component),
             screen::grouped(component.size() as u64),
             lines,
             bars,
@@ -202,6 +202,16 @@ fn components(subject: &Subject) -> String {
     }
     screen::align_right(&mut table, &[0, 3, 4, 5]);
     screen::indented(&table)
+}
+
+/// Where a component lies in the area.
+fn offset(subject: &Subject, component: &Component) -> String {
+    let has_place = |placed: XFeatures| placed.contains(component.id().bit());
+    match subject.place(component.id()) {
+        Some(place) => screen::grouped(place.start as u64),
+        None if subject.placed().is_some_and(has_place) => "?".to_owned(),
+        None => "none".to_owned(),
+    }
 }
 
 fn user_components(subject: &Subject) -> impl Iterator<Item = &Component> {
@@ -293,7 +303,7 @@ fn vcpu_json(subject: &Subject) -> Value {
         "xcr0": known(&subject.xcr0),
         "xfd": subject.xfd.as_ref().map(known),
         "xfd_err": subject.xfd_err.as_ref().map(known),
-        "xss": subject.xss().map(|xss| format!("{:#x}", xss.bits())),
+        "xss": subject.xss.as_ref().map(known),
         "mxcsr": format!("{:#x}", subject.mxcsr()),
         "area_bytes": subject.area.len(),
         "compacted": subject.is_compacted(),

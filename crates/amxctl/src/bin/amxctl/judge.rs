@@ -11,7 +11,7 @@ use host_compat::kernel::State;
 use host_compat::{FeatureMsrs, Host};
 use xsave_state::{ExtendedState, XFeatures};
 
-use crate::Answer;
+use crate::outcome::Answer;
 
 /// The kernels without this fix refuse what older ones have reported: KVM_SET_XSAVE of components that the
 /// guest does not have.
@@ -191,7 +191,9 @@ impl Compared {
         guest = guest
             .feature_msrs(msrs.unwrap_or_default())
             .tsc_khz(same(subjects.iter().map(|subject| subject.listed.tsc_khz)));
-        let xss = subjects.iter().map(|subject| subject.xss());
+        let xss = subjects
+            .iter()
+            .map(|subject| Some(subject.xss.as_ref()?.value));
         if let Some(xss) = xss.collect::<Option<Vec<_>>>() {
             guest = guest.xss(xss.into_iter().collect());
         }

@@ -20,6 +20,7 @@ mod input;
 mod inspect;
 mod judge;
 mod map;
+mod outcome;
 mod pages;
 mod render;
 mod screen;
@@ -33,30 +34,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 
 use cli::{Cli, Command};
-
-/// What a command has to say, and whether the answer is yes.
-struct Outcome {
-    text: String,
-    answer: Answer,
-}
-
-/// The exit codes, as `amxctl --help` lists them. Trouble is 2, as clap has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    Yes,
-    No,
-    Warning,
-    Unknown,
-}
-
-impl Outcome {
-    fn yes(text: String) -> anyhow::Result<Self> {
-        Ok(Self {
-            text,
-            answer: Answer::Yes,
-        })
-    }
-}
+use outcome::{Answer, Outcome};
 
 fn main() -> ExitCode {
     let color = screen::color_of(std::env::args_os());

@@ -80,7 +80,8 @@ fn refused(vcpus: &[(&Subject, Vec<Finding>)]) -> String {
 /// Findings, each with its mark; with what a broken rule can do, and what helps.
 pub(crate) fn findings(findings: &[Finding]) -> String {
     let mut text = String::new();
-    for finding in findings {
+    let next = findings.iter().skip(1).map(Some).chain([None]);
+    for (finding, next) in findings.iter().zip(next) {
         let mark = match finding.verdict {
             Found::Broken => Mark::Bad,
             Found::Unknown { .. } => Mark::Unknown,
@@ -95,7 +96,9 @@ pub(crate) fn findings(findings: &[Finding]) -> String {
         for line in lines {
             let _ = writeln!(text, "{line}");
         }
-        if finding.verdict == Found::Broken {
+        // Once for several of a rule.
+        let is_same = |next: &Finding| next.rule == finding.rule && next.verdict == Found::Broken;
+        if finding.verdict == Found::Broken && !next.is_some_and(is_same) {
             let danger = screen::wrap(&sentence(finding.rule.danger()), 4);
             let _ = writeln!(text, "{}", Mark::Bad.paint(danger.trim_end()));
         }

@@ -4,8 +4,9 @@ use serde_json::json;
 
 use crate::cli::VerifyArgs;
 use crate::judge::{self, Verdict};
+use crate::outcome::{Answer, Outcome};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, input, render};
+use crate::{input, render};
 
 pub(crate) fn run(args: &VerifyArgs, json: bool) -> anyhow::Result<Outcome> {
     let given = input::given(&args.given)?;
