@@ -12,7 +12,8 @@ use std::slice;
 
 use common::{entries, fixture};
 use cpuid_amx::{
-    AmxFeatures, CpuidTable, Feature, FeatureSet, Level, PermissionError, Policy, Table, coherence,
+    AmxFeatures, Contradiction, CpuidTable, Entry, Feature, FeatureSet, Level, PermissionError,
+    Policy, Table, coherence,
 };
 use host_compat::FeatureMsrs;
 use host_compat::Host;
@@ -92,6 +93,28 @@ fn told(compatibility: Compatibility) -> Compatibility {
 }
 
 const NOTHING: XFeatures = XFeatures::empty();
+
+/// A table has what the guest sees; what hides the rest is only in the list.
+#[test]
+fn the_list_of_entries_tells_what_hides_others() {
+    let mut list: Vec<_> = generation(Level::SapphireRapids).entries().collect();
+    let tiles = list.iter().position(|entry| entry.leaf == 0x1d).unwrap();
+    let zeros = Entry {
+        leaf: 0x1d,
+        subleaf: None,
+        value: [0; 4],
+    };
+    list.insert(tiles, zeros);
+    let table: Table = list.iter().copied().collect();
+    let host = host(&table);
+    let hides = |guest: Guest<'_>| {
+        let contradictions = compat::check(guest, &host).contradictions;
+        let mut all = contradictions.iter();
+        all.any(|one| matches!(one, Contradiction::Unflagged { leaf: 0x1d, .. }))
+    };
+    assert!(hides(Guest::new(&table).listed(&list)));
+    assert!(!hides(Guest::new(&table)));
+}
 
 #[test]
 fn a_guest_runs_where_it_comes_from() {
