@@ -12,7 +12,7 @@ use xsave_state::{ComponentId, ExtendedState, Image, Losses, Misfit, Registers, 
 use crate::bytes;
 pub use crate::finding::{Finding, Rule, Verdict};
 use crate::supervisor;
-use crate::vcpu::{InvalidState, Subject};
+use crate::vcpu::{Doubt, InvalidState, Subject};
 
 /// Returns everything that is broken, open or worth knowing, in the order of [`Rule::ALL`]. Nothing: the
 /// state can be restored as it is.
@@ -34,17 +34,13 @@ pub fn check(subject: &Subject) -> Vec<Finding> {
             layout,
         ));
     }
-    if subject.other_layout.is_some() {
-        found.push(Finding::unknown(
-            Rule::Layout,
-            "--cpuid",
-            "two fit, which have components at different places; the guest's CPUID tells: give it with \
-             --cpuid"
-                .to_owned(),
-        ));
+    if let Some(doubt) = &subject.doubt {
+        found.push(Finding::unknown(Rule::Layout, "--cpuid", doubt.to_string()));
     }
-    area(subject, &mut found);
-    initial_bytes(subject, &mut found);
+    if !matches!(subject.doubt, Some(Doubt::NoneFits(_))) {
+        area(subject, &mut found);
+        initial_bytes(subject, &mut found);
+    }
     found.sort_by_key(|finding| finding.rule);
     found
 }

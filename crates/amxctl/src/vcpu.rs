@@ -67,6 +67,20 @@ pub struct Vcpu {
     pub listed: Listed,
 }
 
+/// Why nobody knows where the components of an area lie.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Doubt {
+    /// Another layout fits as well.
+    #[error(
+        "two layouts fit, which have components at different places; the guest's CPUID tells: give it with \
+         --cpuid"
+    )]
+    Other(Layout),
+    /// None that is known here fits.
+    #[error("{0}. The guest's CPUID says where its components lie: give it with --cpuid")]
+    NoneFits(NoGuess),
+}
+
 /// A vCPU with all that is needed to judge it: each value known, given or guessed.
 #[derive(Clone, Debug)]
 pub struct Subject {
@@ -76,8 +90,8 @@ pub struct Subject {
     pub area: Vec<u8>,
     /// Where the components lie.
     pub layout: Known<Layout>,
-    /// Where they lie if not there: another layout that fits as well, where it is a guess.
-    pub other_layout: Option<Layout>,
+    /// Why that is an open question, if it is one.
+    pub doubt: Option<Doubt>,
     /// The guest's CPUID, if it is known.
     pub cpuid: Option<Cpuid>,
     /// XCR0.
@@ -96,11 +110,8 @@ pub struct Subject {
 
 impl Vcpu {
     /// Puts together what the file says, what is `given`, and guesses where there is neither.
-    ///
-    /// # Errors
-    ///
-    /// Without the places of the components nothing can be said: see [`SubjectError`].
-    pub fn subject(self, given: &Given) -> Result<Subject, SubjectError> {
+    #[must_use]
+    pub fn subject(self, given: &Given) -> Subject {
         let Self {
             owner,
             area,
@@ -117,7 +128,7 @@ impl Vcpu {
             Some((cpuid, by)) => (Some(cpuid.clone()), Source::Given(by.clone())),
             None => (own_cpuid, Source::File),
         };
-        let mut other_layout = None;
+        let mut doubt = None;
         let by_cpuid = cpuid.as_ref().map(Cpuid::layout);
         let has_both = own_layout.is_some() && by_cpuid.is_some();
         let layout = match (own_layout, by_cpuid) {
@@ -129,20 +140,7 @@ impl Vcpu {
                 if let (Some(error), Some(cpuid)) = (error, &cpuid) {
                     findings.push(Finding::broken(Rule::Cpuid, not_a_layout(error, cpuid)));
                 }
-                let guessed = || match guess::layout(&area) {
-                    Ok(guess) => {
-                        other_layout = guess.other;
-                        Ok(Known::guess(guess.layout, &guess.why))
-                    }
-                    Err(source) => Err(match (error, &cpuid) {
-                        (Some(error), Some(cpuid)) => SubjectError::Layout {
-                            owner,
-                            reason: not_a_layout(error, cpuid),
-                        },
-                        _ => SubjectError::NoGuess { owner, source },
-                    }),
-                };
-                layout.map_or_else(guessed, |layout| Ok(Known::file(layout)))?
+                layout.map_or_else(|| guessed(&area, &mut doubt), Known::file)
             }
         };
         let has_xsave = cpuid.as_ref().map(Cpuid::has_xsave);
@@ -152,7 +150,7 @@ impl Vcpu {
             owner,
             area,
             layout,
-            other_layout,
+            doubt,
             cpuid,
             xcr0: resolved.xcr0,
             xfd: resolved.xfd,
@@ -164,7 +162,24 @@ impl Vcpu {
         if has_both {
             subject.compare_layouts();
         }
-        Ok(subject)
+        subject
+    }
+}
+
+/// The layout that fits the area, with the doubt about it; x87 and SSE, which lie at the same place in all,
+/// where none does.
+fn guessed(area: &[u8], doubt: &mut Option<Doubt>) -> Known<Layout> {
+    match guess::layout(area) {
+        Ok(guess) => {
+            *doubt = guess.other.map(Doubt::Other);
+            Known::guess(guess.layout, &guess.why)
+        }
+        Err(error) => {
+            // What has no header is broken, whatever its layout.
+            let is_short = matches!(error, NoGuess::TooShort { .. });
+            *doubt = (!is_short).then_some(Doubt::NoneFits(error));
+            Known::guess(Layout::legacy(), "no layout known here fits")
+        }
     }
 }
 
@@ -293,30 +308,6 @@ impl Subject {
         };
         Ok(ExtendedState::new(image, self.registers())?)
     }
-}
-
-/// A vCPU of which not even the places of its components are known.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum SubjectError {
-    /// The CPUID describes an area that cannot exist.
-    #[error("{owner}: {reason}")]
-    Layout {
-        /// Whose.
-        owner: Owner,
-        /// Why not.
-        reason: String,
-    },
-    /// The file has no CPUID, and there is no guess.
-    #[error(
-        "{owner}: {source}. The guest's CPUID says where its components lie: give it with --cpuid"
-    )]
-    NoGuess {
-        /// Whose.
-        owner: Owner,
-        /// Why not.
-        source: NoGuess,
-    },
 }
 
 /// A state that breaks a rule.

@@ -199,15 +199,12 @@ fn exercise(bytes: &[u8]) {
     };
     let mut subjects = Vec::new();
     for vcpu in snapshot.vcpus {
-        match vcpu.subject(&Given::default()) {
-            Ok(subject) => subjects.push(subject),
-            Err(error) => assert!(!error.to_string().is_empty()),
-        }
+        subjects.push(vcpu.subject(&Given::default()));
     }
     for subject in &subjects {
         let broken = |finding: &rules::Finding| finding.verdict == rules::Verdict::Broken;
         // What cannot be restored breaks a rule.
-        if subject.restorable().is_err() {
+        if subject.doubt.is_none() && subject.restorable().is_err() {
             assert!(rules::check(subject).iter().any(broken));
         }
         let palette = parts::palette(subject);

@@ -25,7 +25,7 @@ pub fn open(name: &str) -> Result<Snapshot, OpenError> {
 pub fn subject(bytes: &[u8]) -> Subject {
     let mut snapshot = open_bytes(bytes).unwrap();
     assert_eq!(snapshot.vcpus.len(), 1);
-    snapshot.vcpus.remove(0).subject(&Given::default()).unwrap()
+    snapshot.vcpus.remove(0).subject(&Given::default())
 }
 
 /// The Cloud Hypervisor fixture after a change to the state of its vCPU.

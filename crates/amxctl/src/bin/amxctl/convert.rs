@@ -6,7 +6,7 @@ use std::path::Path;
 
 use amxctl::Subject;
 use amxctl::rules::Rule;
-use amxctl::vcpu::Owner;
+use amxctl::vcpu::{Doubt, Owner};
 use anyhow::{Context, bail};
 use serde_json::json;
 use xsave_state::sanitize::{SanitizeError, sanitize};
@@ -82,9 +82,11 @@ fn convert(
              wrong with that. Give it with --xfd (0 if the guest has not)"
         );
     }
-    // Raw bytes stay where they are unless they are laid out anew.
-    if to != To::Raw || target.is_some() {
-        input::only_one_layout(subject)?;
+    match &subject.doubt {
+        // Raw bytes stay where they are unless they are laid out anew.
+        Some(Doubt::Other(_)) if to == To::Raw && target.is_none() => {}
+        Some(doubt) => bail!("{doubt}"),
+        None => {}
     }
     let unsettled = subject
         .unsettled()

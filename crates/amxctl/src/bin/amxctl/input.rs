@@ -116,28 +116,14 @@ pub(crate) fn subjects(
     if !only.is_empty() {
         vcpus.retain(|vcpu| only.contains(&vcpu.owner.id()));
     }
-    let subjects = vcpus
-        .into_iter()
-        .map(|vcpu| vcpu.subject(given))
-        .collect::<Result<_, _>>()
-        .with_context(|| name.clone())?;
+    let subjects = vcpus.into_iter().map(|vcpu| vcpu.subject(given));
+    let subjects = subjects.collect();
     Ok(Loaded {
         name,
         format,
         file_bytes,
         subjects,
     })
-}
-
-/// Refuses what would be wrong, and look right, if the guess of two layouts were.
-pub(crate) fn only_one_layout(subject: &Subject) -> anyhow::Result<()> {
-    if subject.other_layout.is_some() {
-        bail!(
-            "two layouts fit, and components that are looked for at the wrong places are other \
-             registers. Give the guest's CPUID with --cpuid"
-        );
-    }
-    Ok(())
 }
 
 /// What the options say.

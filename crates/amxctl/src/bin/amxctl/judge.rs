@@ -121,9 +121,7 @@ pub(crate) fn saved<'a>(subjects: &'a [Subject], host: &Host, relayout: bool) ->
         });
     }
     // Components that are looked for at the wrong places are other registers.
-    let has_places = subjects
-        .iter()
-        .all(|subject| subject.other_layout.is_none());
+    let has_places = subjects.iter().all(|subject| subject.doubt.is_none());
     let mut compared = None;
     if has_places && verdict != Verdict::Nowhere {
         let all = groups(subjects).map(|group| Compared::running(&group, host, relayout));
