@@ -183,9 +183,13 @@ pub fn open(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Snapshot,
     Content::read(path, progress)?.open()
 }
 
-/// Opens a file. One process has to open a FIFO for writing before another can read it: that is waited for,
-/// but not without end.
-fn open_file(path: &Path) -> std::io::Result<File> {
+/// Opens a file for reading. Another process has to open a FIFO for writing first: that is waited for, but not
+/// without end.
+///
+/// # Errors
+///
+/// Those of [`File::open`], and `TimedOut` for a FIFO that nobody writes to.
+pub fn open_file(path: &Path) -> std::io::Result<File> {
     if !path.metadata()?.file_type().is_fifo() {
         return File::open(path);
     }

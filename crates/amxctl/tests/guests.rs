@@ -280,6 +280,52 @@ fn bytes_of_initial_components_are_pointed_out() {
     assert!(case.inspect().contains("SSE: bytes 160 to 415"));
 }
 
+/// What only a guess of XCR0 refuses is asked for.
+#[test]
+fn a_guess_of_xcr0_decides_nothing() {
+    let case = Case::new(|_| {});
+    let without_amx = cloud_hypervisor(|state| {
+        let kvm = &mut state["Kvm"];
+        change(kvm, 7, 0, "edx", 0, 1 << 22 | 1 << 24 | 1 << 25);
+        change(kvm, 0xd, 0, "eax", 0x2e7, u64::MAX);
+        for register in ["ebx", "ecx"] {
+            change(kvm, 0xd, 0, register, 2696, u64::MAX);
+        }
+        change(kvm, 0xd, 1, "eax", 0xf, u64::MAX);
+        let entries = kvm["cpuid"].as_array_mut().unwrap();
+        entries.retain(|entry| {
+            let index = entry["index"].as_u64().unwrap();
+            match entry["function"].as_u64().unwrap() {
+                0xd => index < 17,
+                0x1d | 0x1e => false,
+                _ => true,
+            }
+        });
+    });
+    case.host_of("without-amx.cpuid", &without_amx);
+    case.write("raw", &fixture("armed.xsave2"));
+    let judge = |host: &str, more: &[&str]| {
+        let known = ["--cpuid", "host.cpuid", "--xfd", "0", "--xfd-err", "0"];
+        case.judge_on("raw", host, &[&known[..], more].concat())
+    };
+    // Whatever it is, the guest's own host can hold it.
+    assert_eq!(judge("host.cpuid", &[]).0, 0);
+    let (code, text) = judge("without-amx.cpuid", &[]);
+    assert_eq!(code, 4, "{text}");
+    assert!(text.contains("give --xcr0"), "{text}");
+    assert!(text.contains("what it has enabled is not known"), "{text}");
+    assert!(!text.contains("may use them at any moment"), "{text}");
+    let (code, text) = judge("without-amx.cpuid", &["--xcr0", "0x602e7"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(text.contains("may use them at any moment: XFD"), "{text}");
+    let (code, text) = judge("without-amx.cpuid", &["--xcr0", "0x2e7"]);
+    assert_eq!(code, 1, "{text}");
+    assert!(
+        text.contains("sees these and has not enabled them: XFD"),
+        "{text}"
+    );
+}
+
 /// A guest without PKRU, whose area has it in use all the same.
 fn with_pkru_that_it_never_had(pkru: u32) -> Case {
     Case::new(|kvm| {

@@ -506,6 +506,35 @@ fn with_cet(table: &Table) -> Table {
 }
 
 /// CET is given by newer kernels. With it go shadow stacks and IBT, which need no IA32_XSS.
+/// What a register says is not enabled is not said to be, and what it is guessed to be neither.
+#[test]
+fn what_is_in_use_and_what_is_guessed_is_not_called_enabled() {
+    let table = generation(Level::SapphireRapids);
+    let there = host(&without_amx());
+    let usage = |states: &[ExtendedState<'_>], guessed: bool| {
+        let mut guest = Guest::new(&table).running(states);
+        if guessed {
+            guest = guest.with_guessed_xcr0();
+        }
+        let found = compat::check(guest, &there).reasons;
+        found.iter().find_map(|reason| match reason {
+            Reason::Component { sees, usage } if sees.id == ComponentId::XTILEDATA => Some(*usage),
+            _ => None,
+        })
+    };
+    let enabled = [vcpu(&table, 0x602e7, NOTHING, NOTHING)];
+    assert_eq!(usage(&enabled, false), Some(Usage::Enabled));
+    assert_eq!(usage(&enabled, true), Some(Usage::NotKnown));
+    for xcr0 in [0x2e7, 0x602e7] {
+        let in_use = [vcpu(&table, xcr0, NOTHING, XFeatures::AMX)];
+        assert_eq!(usage(&in_use, true), Some(Usage::InUse));
+        let known = usage(&in_use, false);
+        assert_eq!(known == Some(Usage::InUse), xcr0 == 0x2e7, "{known:?}");
+    }
+    let idle = [vcpu(&table, 0x2e7, NOTHING, NOTHING)];
+    assert_eq!(usage(&idle, false), Some(Usage::NotEnabled));
+}
+
 #[test]
 fn supervisor_components_by_ia32_xss() {
     let older = without_amx();

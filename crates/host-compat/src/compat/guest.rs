@@ -17,6 +17,7 @@ pub struct Guest<'a> {
     pub(super) tsc_khz: Option<u32>,
     pub(super) relayout: bool,
     xss: Option<XFeatures>,
+    xcr0_is_guessed: bool,
 }
 
 impl<'a> Guest<'a> {
@@ -64,6 +65,13 @@ impl<'a> Guest<'a> {
         self
     }
 
+    /// Says that XCR0 in the states is no more than a guess.
+    #[must_use]
+    pub const fn with_guessed_xcr0(mut self) -> Self {
+        self.xcr0_is_guessed = true;
+        self
+    }
+
     /// The values of MSRs that say what a processor can do.
     #[must_use]
     pub const fn feature_msrs(mut self, msrs: FeatureMsrs) -> Self {
@@ -105,10 +113,16 @@ impl<'a> Guest<'a> {
         if !self.has_started() {
             return Usage::NotStarted;
         }
-        let active = |state: &ExtendedState<'_>| state.registers().xcr0 | state.image().xstate_bv();
-        let active: XFeatures = self.states.iter().map(active).collect();
-        if active.contains(components) {
+        let enabled = |state: &ExtendedState<'_>| state.registers().xcr0;
+        let in_use = |state: &ExtendedState<'_>| state.image().xstate_bv();
+        let enabled: XFeatures = self.states.iter().map(enabled).collect();
+        let in_use: XFeatures = self.states.iter().map(in_use).collect();
+        if enabled.contains(components) && !self.xcr0_is_guessed {
             Usage::Enabled
+        } else if in_use.contains(components) {
+            Usage::InUse
+        } else if (enabled | in_use).contains(components) {
+            Usage::NotKnown
         } else {
             Usage::NotEnabled
         }

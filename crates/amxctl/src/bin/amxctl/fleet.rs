@@ -1,6 +1,5 @@
 //! `amxctl baseline` and `amxctl merge`: what a fleet shares, in one go or from parts.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -45,7 +44,7 @@ pub(crate) fn baseline(args: &BaselineArgs, json: bool) -> anyhow::Result<Outcom
         if path == Path::new("-") {
             input.read(&name, io::stdin().lock(), &mut lines, args.skip_broken)?;
         } else {
-            let file = File::open(path).with_context(|| name.clone())?;
+            let file = amxctl::open::open_file(path).with_context(|| name.clone())?;
             let file = BufReader::with_capacity(1 << 20, file);
             input.read(&name, file, &mut lines, args.skip_broken)?;
         }

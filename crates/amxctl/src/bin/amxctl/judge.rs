@@ -179,26 +179,46 @@ impl Compared {
             }
         }
         let cpuid = subjects.iter().find_map(|subject| subject.cpuid.as_ref());
-        let mut guest = match cpuid {
-            Some(cpuid) => Guest::new(&cpuid.table)
-                .listed(&cpuid.entries)
-                .running(&states),
-            None => Guest::from_states(&states),
-        };
         let msrs = same(subjects.iter().map(|subject| Some(feature_msrs(subject))));
-        guest = guest
-            .feature_msrs(msrs.unwrap_or_default())
-            .tsc_khz(same(subjects.iter().map(|subject| subject.listed.tsc_khz)));
+        let tsc_khz = same(subjects.iter().map(|subject| subject.listed.tsc_khz));
         let xss = subjects
             .iter()
             .map(|subject| Some(subject.xss.as_ref()?.value));
-        if let Some(xss) = xss.collect::<Option<Vec<_>>>() {
-            guest = guest.xss(xss.into_iter().collect());
+        let xss = xss.collect::<Option<Vec<_>>>();
+        let is_guess = |subject: &&Subject| matches!(subject.xcr0.source, Source::Guess(_));
+        let has_guess = subjects.iter().any(is_guess);
+        let check = |states: &[ExtendedState<'_>]| {
+            let mut guest = match cpuid {
+                Some(cpuid) => Guest::new(&cpuid.table)
+                    .listed(&cpuid.entries)
+                    .running(states),
+                None => Guest::from_states(states),
+            };
+            guest = guest
+                .feature_msrs(msrs.unwrap_or_default())
+                .tsc_khz(tsc_khz);
+            if let Some(xss) = &xss {
+                guest = guest.xss(xss.iter().copied().collect());
+            }
+            if has_guess {
+                guest = guest.with_guessed_xcr0();
+            }
+            if relayout {
+                guest = guest.with_relayout();
+            }
+            compat::check(guest, host)
+        };
+        let mut compared = Self::of(&check(&states), &owners);
+        // All that the layout has was taken for XCR0. What only that refuses is an open question.
+        if has_guess && compared.verdict == Verdict::No {
+            let least = states.iter().filter_map(|state| {
+                let registers = state.registers().with_xcr0(XFeatures::X87);
+                ExtendedState::new(state.image().clone(), registers).ok()
+            });
+            if check(&least.collect::<Vec<_>>()).verdict() != compat::Verdict::No {
+                compared.verdict = Verdict::Unknown(vec!["--xcr0"]);
+            }
         }
-        if relayout {
-            guest = guest.with_relayout();
-        }
-        let mut compared = Self::of(&compat::check(guest, host), &owners);
         let over = subjects.iter().map(|subject| subject.over_reported());
         compared.over_reported(over.collect(), host);
         compared
@@ -337,10 +357,11 @@ fn lines(compatibility: &Compatibility, owners: &[Owner]) -> Vec<(String, Option
         };
         let whose = match usage {
             Usage::Enabled => "; the guest has enabled these and may use them at any moment",
+            Usage::InUse => "; the guest has state in these",
             Usage::Seen => "; the guest has seen these since it started and may rely on them",
             Usage::NotEnabled => "; the guest sees these and has not enabled them",
             Usage::NotStarted => "",
-            _ => "; the guest may have enabled these (its IA32_XSS is not known)",
+            _ => "; the guest may have enabled these: what it has enabled is not known",
         };
         (format!("{what}{whose}: {names}"), remedy)
     });
