@@ -115,6 +115,9 @@ pub(crate) fn resolve(
     let xcr0 = match (given.xcr0, &listed.xcrs) {
         (Some(xcr0), _) => Known::given(xcr0, "--xcr0"),
         (None, Some(xcrs)) => xcr0_of(xcrs, has_xsave, &mut findings),
+        (None, None) if has_xsave == Some(false) => {
+            Known::guess(XFeatures::X87, "a guest without XSAVE has no other")
+        }
         (None, None) => {
             let everything = xsave_state::xcr0::largest_within(layout.user(), layout.user());
             Known::guess(everything, "all that the layout has")

@@ -130,7 +130,7 @@ fn words(change: &Change, subject: &Subject) -> (Rule, String) {
             required_bytes,
         } => (
             Rule::Length,
-            format!("{actual_bytes} bytes; its CPUID requires {required_bytes}"),
+            format!("{actual_bytes} bytes; its layout requires {required_bytes}"),
         ),
         Change::UnusedMxcsr { was: mxcsr, mask } | Change::Lost(Misfit::Mxcsr { mxcsr, mask }) => {
             (Rule::Mxcsr, format!("{mxcsr:#x}; the mask is {mask:#x}"))

@@ -426,6 +426,16 @@ fn a_guest_without_xsave_can_be_restored() {
             });
             let (code, text) = case.judge(&[]);
             assert_eq!(code, expected, "{hidden} {xcrs:?}: {text}");
+            // The same as a raw area, whose CPUID is given.
+            case.host_of("guest.cpuid", &fs::read(case.path("guest")).unwrap());
+            case.write("raw", &fixture("armed.xsave2")[..4096]);
+            let raw = case.judge_on("raw", "host.cpuid", &["--cpuid", "guest.cpuid"]);
+            assert_eq!(raw.0, 1, "{}", raw.1);
+            let mut area = fixture("armed.xsave2")[..4096].to_vec();
+            area[512..520].copy_from_slice(&3u64.to_le_bytes());
+            case.write("raw", &area);
+            let raw = case.judge_on("raw", "host.cpuid", &["--cpuid", "guest.cpuid"]);
+            assert_eq!(raw.0, 0, "{}", raw.1);
             assert!(case.inspect().contains("x87 | SSE (0x3)"));
         }
     }

@@ -60,7 +60,7 @@ fn an_area_shorter_than_its_cpuid_needs_is_found() {
     }));
     assert_eq!(broken(&subject), [Rule::Length]);
     let finding = check(&subject).remove(0);
-    assert_eq!(finding.values, "4096 bytes; its CPUID requires 11008");
+    assert_eq!(finding.values, "4096 bytes; its layout requires 11008");
 }
 
 #[test]

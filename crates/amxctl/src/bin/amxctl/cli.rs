@@ -21,7 +21,7 @@ Exit codes:
 
 /// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
 ///
-/// Everything that amxctl reads is taken for hostile, and nothing is changed: files are read, /dev/kvm is asked.
+/// amxctl trusts no file that it reads, and changes nothing: it reads files and asks /dev/kvm.
 #[derive(Debug, Parser)]
 #[command(name = "amxctl", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
@@ -153,7 +153,7 @@ const COMPAT: &str = "\
 It exits with 0 when the guest of A runs on B as it is, and with 1 when it does
 not. It exits with 3 when the guest has not started, and runs on B once something
 is hidden from it. A saved guest is judged as `amxctl verify` judges it. What a
-saved state does not say is guessed and said to be a guess; where too little is
+saved state does not say is guessed, and named as a guess; where too little is
 known, it exits with 4 and names the option that helps.
 
 Examples:
@@ -162,22 +162,21 @@ Examples:
   amxctl compat guest.cpuid node-17.json --json";
 
 const INSPECT: &str = "\
-It opens states of vmm-amx, raw areas of KVM_GET_XSAVE2, the
-snapshot folder or state.json of Cloud Hypervisor, the text of Firecracker's
-`snapshot-editor info-vmstate vcpu-states`, and core dumps. The contents say
-what it is. It exits with 0 when the file could be read, whatever is in it;
-`amxctl verify` judges.
+It opens states of vmm-amx, raw areas of KVM_GET_XSAVE2, the snapshot folder or
+state.json of Cloud Hypervisor, the text of Firecracker's `snapshot-editor
+info-vmstate vcpu-states`, and core dumps; `-` is standard input. It exits with
+0 when the file could be read, whatever is in it; `amxctl verify` judges.
 
 Examples:
   amxctl inspect snapshot
   amxctl inspect vcpu.xsave2 --xfd 0x40000 --svg vcpu.svg
-  amxctl inspect --json core.4711 | jq '.vcpus[].rules'";
+  amxctl inspect --json core.4711 | jq '.vcpus[].findings'";
 
 const DIFF: &str = "\
-Like diff(1), it exits with 1 when they differ. What an initial component's
-bytes happen to be does not count, nor where a component lies. Of two
-descriptions of a host it says what guests can have no more and what they can
-have now, and which running guests that strands.
+Like diff(1), it exits with 1 when they differ. It compares the values of
+components, not where they lie, nor the bytes of initial ones. Of two
+descriptions of a host it says which features guests lose, which they gain, and
+which running guests rely on what is lost.
 
 Examples:
   amxctl diff before.xstate after.xstate
@@ -196,8 +195,8 @@ Examples:
   amxctl verify vcpus.xstate";
 
 const CONVERT: &str = "\
-What would be lost is refused, and listed with the name by which --allow takes
-it.
+A conversion that would lose something is refused, and names the --allow that
+accepts the loss.
 
 Examples:
   amxctl convert snapshot --to state -o vcpus.xstate
@@ -217,7 +216,7 @@ Examples:
 /// What the file may not say.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct GivenArgs {
-    /// CPUID of the guest, as `cpuid -r` prints it, or the description of a host: where the components lie
+    /// CPUID of the guest: as `cpuid -r` prints it, or the description of a host whose guests get all that it has
     #[arg(long, value_name = "FILE", help_heading = "What the file may not say")]
     pub(crate) cpuid: Option<PathBuf>,
     /// XCR0 of the guest
@@ -229,7 +228,7 @@ pub(crate) struct GivenArgs {
     /// IA32_XFD_ERR of the guest, MSR 0x1c5
     #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
     pub(crate) xfd_err: Option<XFeatures>,
-    /// IA32_XSS of the guest, MSR 0xda0; the MSRs behind it come from elsewhere
+    /// IA32_XSS of the guest, MSR 0xda0, where the VMM keeps it and the MSRs behind it in another file
     #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
     pub(crate) xss: Option<XFeatures>,
 }
@@ -249,10 +248,10 @@ impl GivenArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// The host that this file describes, or the fleet with one description a line, and not this host; `-` is standard input
+    /// The host: its description, or CPUID as `cpuid -r` prints it; or a fleet, one description a line; without it, this host
     #[arg(long, value_name = "FILE")]
     pub(crate) host: Option<PathBuf>,
-    /// Do without this fix, by its CVE or commit; may be repeated
+    /// Accept that this fix is missing, by its CVE or commit; may be repeated
     #[arg(long, value_name = "ID")]
     pub(crate) ignore: Vec<String>,
 }
@@ -317,8 +316,8 @@ pub(crate) struct CompatArgs {
 pub(crate) struct VerifyArgs {
     /// The saved state
     pub(crate) file: PathBuf,
-    /// The host that this file describes; without it, this one
-    #[arg(long, value_name = "HOST.JSON")]
+    /// The host: its description, or CPUID as `cpuid -r` prints it; without it, this host
+    #[arg(long, value_name = "FILE")]
     pub(crate) on: Option<PathBuf>,
     /// Only this vCPU; may be repeated
     #[arg(long, value_name = "ID")]
@@ -343,9 +342,9 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
-    /// The one
+    /// The first saved state, or host
     pub(crate) first: PathBuf,
-    /// The other
+    /// The second
     pub(crate) second: PathBuf,
     /// Only this vCPU; may be repeated
     #[arg(long, value_name = "ID")]
