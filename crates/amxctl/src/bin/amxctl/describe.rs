@@ -4,7 +4,8 @@ use cpuid_amx::coherence;
 use host_compat::{Host, probe};
 
 use crate::cli::DescribeArgs;
-use crate::{Outcome, input, screen};
+use crate::outcome::Outcome;
+use crate::{input, screen};
 
 pub(crate) fn run(args: &DescribeArgs) -> anyhow::Result<Outcome> {
     let mut host = match &args.cpuid {
