@@ -55,7 +55,7 @@ impl Machine {
             // SAFETY: The place is within the memory of `n`, which lives as long as the borrow of `self`
             // that the caller keeps, and is aligned. Meanwhile only the guest writes there, and this
             // program only through the atomic.
-            unsafe { AtomicU64::from_ptr(memory.add(at).cast()) }
+            unsafe { AtomicU64::from_ptr(memory.wrapping_add(at).cast()) }
         };
         self.vcpus
             .iter_mut()
