@@ -262,14 +262,17 @@ impl Compared {
         }
         let state = host.fixes().find(|(fix, _)| fix.id == OVER_REPORTED);
         let has_all = host.guest_features().user().contains(components);
+        // A dump may be that of a guest, and tells nothing about the host's KVM.
+        let kvm = host.kvm.as_ref();
+        let is_described = kvm.is_ok_and(|kvm| kvm.capabilities.is_some());
         let why = match state.map(|(_, state)| state) {
-            _ if !has_all => "because the host lacks it",
+            _ if !has_all && is_described => "because the host lacks it",
             Some(State::Absent) => "because its kernel lacks the fix 8647c52e9504",
             Some(State::Present | State::NotAffected) => return,
             _ => {
                 self.not_compared.push(format!(
-                    "whether the host's KVM takes an area with {components} in use for a guest without it: its \
-                     kernel is not known to have the fix {OVER_REPORTED}"
+                    "whether the host's KVM accepts an area with {components} in use for a guest without it: its \
+                     kernel is not known to have the fix {OVER_REPORTED}; `amxctl convert` takes it out"
                 ));
                 return;
             }
