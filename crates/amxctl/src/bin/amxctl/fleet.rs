@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use host_compat::Fleet;
-use host_compat::baseline::Lines;
+use host_compat::baseline::{LineError, Lines};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::{BaselineArgs, MergeArgs};
@@ -174,14 +174,10 @@ impl Input {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let mut is_broken = false;
-            let parsed = fleet.add(&line, |line| {
-                serde_json::from_slice(line).inspect_err(|_| is_broken = true)
-            });
-            let Err(error) = parsed else {
+            let Err(error) = fleet.add(&line) else {
                 continue;
             };
-            if is_broken && skip_broken {
+            if skip_broken && matches!(error, LineError::Parse(_)) {
                 self.broken = self.broken.saturating_add(1);
                 self.first_broken
                     .get_or_insert_with(|| format!("{}: {error}", place()));
