@@ -395,7 +395,7 @@ mod documents {
         let fleet = fleet(&real(&["sapphire-rapids", "haswell-client"]));
         let text = serde_json::to_string(&fleet).unwrap();
         for (what, instead, because) in [
-            ("\"version\":2", "\"version\":9", "amx-fleet of version 9"),
+            ("\"version\":3", "\"version\":9", "amx-fleet of version 9"),
             (
                 "\"format\":\"amx-fleet\"",
                 "\"format\":\"amx-host\"",

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use thiserror::Error;
 
-use crate::baseline::{Fleet, Kind, Tally, TooManyKinds};
+use crate::baseline::{Fleet, Kind, Shared, Tally, TooManyKinds};
 use crate::host::{Host, MAX_TEXT_BYTES};
 
 /// The lines that are remembered have at most so many bytes.
@@ -74,6 +74,7 @@ impl Lines {
         let kind = Kind::of(&host);
         // The kind counts from now on, its hosts at the end.
         self.fleet.tally(kind.clone())?;
+        self.fleet.share(Shared::of(&host));
         let mut tally = Tally::default();
         tally.add(&host);
         self.known
