@@ -61,18 +61,14 @@ impl GuestCpu {
         let letters = vendor_registers(vendor);
         set(&mut cpuid, 0, 0, letters);
         set(&mut cpuid, 1, 0, [shared.signature, 0, 0, 0]);
-        // The largest leaf is known already; all else is XSAVE's and AMX's.
-        for entry in features
-            .to_table()
-            .entries()
-            .filter(|entry| entry.leaf != 0)
-        {
-            set(
-                &mut cpuid,
-                entry.leaf,
-                entry.subleaf.unwrap_or(0),
-                entry.value,
-            );
+        for entry in features.to_table().entries() {
+            let subleaf = entry.subleaf.unwrap_or(0);
+            let mut value = entry.value;
+            // The largest leaf and sub-leaf are known already; all else is XSAVE's and AMX's.
+            if let ((0, _) | (7, 0), [eax, ..]) = ((entry.leaf, subleaf), &mut value) {
+                *eax = 0;
+            }
+            set(&mut cpuid, entry.leaf, subleaf, value);
         }
         // Features whose components are not shared go with them; to expose all that there is never fails.
         let _ = Policy::expose_all().apply(&mut cpuid);

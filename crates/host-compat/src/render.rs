@@ -45,6 +45,7 @@ pub enum What {
     /// The places of components in the XSAVE area.
     XsaveLayout,
     /// Sub-leaf 1 of leaf 1EH.
+    #[serde(rename = "leaf_1eh_1")]
     Leaf1eh1,
     /// MSRs that say what the processor can do.
     FeatureMsrs,
@@ -99,12 +100,11 @@ fn untold(cpu: &GuestCpu) -> Option<NotHeld> {
 }
 
 /// IA32_ARCH_CAPABILITIES where the guest sees it and its value is not known of every host.
-fn unknown_msr(cpu: &GuestCpu) -> Option<NotHeld> {
-    (cpu.sees_arch_capabilities() && cpu.arch_capabilities.is_none()).then(|| {
-        What::FeatureMsrs.because(
-            "IA32_ARCH_CAPABILITIES is not known of every host: it stays that of the host that \
-             starts the guest",
-        )
+fn unknown_msr(cpu: &GuestCpu, so: &str) -> Option<NotHeld> {
+    let is_unknown = cpu.sees_arch_capabilities() && cpu.arch_capabilities.is_none();
+    is_unknown.then(|| {
+        let why = format!("IA32_ARCH_CAPABILITIES is not known of every host: {so}");
+        What::FeatureMsrs.because(why)
     })
 }
 

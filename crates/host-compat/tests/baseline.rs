@@ -257,7 +257,15 @@ proptest! {
             merged.merge(rest).unwrap();
         }
         prop_assert_eq!(merged.baseline(), whole.baseline());
-        prop_assert_eq!(merged, whole);
+        prop_assert_eq!(merged.guest_cpu(), whole.guest_cpu());
+        let written = |fleet| serde_json::to_string(fleet).unwrap();
+        prop_assert_eq!(written(&merged), written(&whole));
+        prop_assert_eq!(&merged, &whole);
+        // Twice the same hosts are more, and share the same.
+        merged.merge(whole.clone()).unwrap();
+        prop_assert_eq!(merged.hosts(), 2 * whole.hosts());
+        prop_assert_eq!(merged.baseline().features, whole.baseline().features);
+        prop_assert_eq!(merged.guest_cpu(), whole.guest_cpu());
     }
 
     /// It is what every host supports, and nothing larger is.
@@ -417,6 +425,21 @@ mod documents {
                 "\"obstacle\":\"processor\"",
                 "\"obstacle\":\"luck\"",
                 "unknown variant `luck`",
+            ),
+            (
+                "\"vendors\":[\"GenuineIntel\"]",
+                "\"vendors\":[\"\"]",
+                "shared.vendors has empty ones",
+            ),
+            (
+                "\"somewhere\":false,\"everywhere\":false",
+                "\"somewhere\":false,\"everywhere\":true",
+                "is not what hosts share",
+            ),
+            (
+                "\"leaf\":\"0x80000021\",\"subleaf\":\"0x0\"",
+                "\"leaf\":\"0x80000021\",\"subleaf\":\"0x1\"",
+                "are not those that are compared",
             ),
             // An area that contradicts itself, and a register that no set of features makes.
             (

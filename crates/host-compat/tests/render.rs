@@ -324,6 +324,8 @@ fn what_a_format_cannot_hold_is_said() {
             assert_ne!(said(rendered, what), "", "{what:?}");
         }
     }
+    // QEMU has no name for PCONFIG.
+    assert!(said(&qemu, What::Cpuid).contains("PCONFIG"), "{qemu:?}");
     // Where the guest has no AMX, nobody has to ask for it.
     let without = self::cpu(&self::hosts(&["ice-lake-server"])).unwrap();
     assert_eq!(said(&render::qemu(&without), What::AmxPermission), "");

@@ -112,7 +112,8 @@ fn notes(cpu: &GuestCpu) -> Vec<NotHeld> {
                    cannot start this guest";
         notes.insert(0, What::AmxPermission.because(why));
     }
-    notes.extend(super::unknown_msr(cpu));
+    let so = "it stays that of the host that starts the guest";
+    notes.extend(super::unknown_msr(cpu, so));
     notes.extend(super::untold(cpu));
     notes
 }

@@ -341,7 +341,7 @@ fn notes(cpu: &GuestCpu) -> Vec<NotHeld> {
     if ebx & (1 << 6 | 1 << 13) != 0 {
         notes.push(What::Cpuid.because(
             "the guest is not told that the processor lacks FCS and FDS or updates FDP only on \
-             exceptions: no older QEMU has names for these bits",
+             exceptions: QEMU 7.2 has no names for these bits",
         ));
     }
     if cpu.cpuid.leaf(0xa, 0) != [0; 4] {
@@ -355,7 +355,7 @@ fn notes(cpu: &GuestCpu) -> Vec<NotHeld> {
              sets it",
         ));
     }
-    notes.extend(super::unknown_msr(cpu));
+    notes.extend(super::unknown_msr(cpu, "the guest sees none of its bits"));
     notes.extend(super::untold(cpu));
     notes
 }
