@@ -5,15 +5,17 @@ use std::io::Write as _;
 use std::path::Path;
 
 use amxctl::Subject;
-use amxctl::vcpu::Owner;
+use amxctl::rules::Rule;
+use amxctl::vcpu::{Doubt, Owner};
 use anyhow::{Context, bail};
 use serde_json::json;
-use xsave_state::sanitize::{SanitizeError, UntrustedArea, sanitize};
+use xsave_state::sanitize::{SanitizeError, sanitize};
 use xsave_state::{ExtendedState, Layout, Losses, Misfit, RelocateError, wire};
 
 use crate::cli::{ConvertArgs, To};
+use crate::outcome::Outcome;
 use crate::screen::{self, Mark};
-use crate::{Outcome, guesses, input, load};
+use crate::{input, judge};
 
 /// One vCPU, converted.
 struct Converted {
@@ -27,12 +29,12 @@ struct Converted {
 
 pub(crate) fn run(args: &ConvertArgs, json: bool) -> anyhow::Result<Outcome> {
     let allow = allow(&args.allow)?;
-    let given = load::given(&args.given)?;
+    let given = input::given(&args.given)?;
     let target = match &args.layout {
         Some(path) => Some(input::layout(path)?),
         None => None,
     };
-    let loaded = load::load(&args.file, &args.vcpu, &given)?;
+    let loaded = input::saved(&args.file, &args.vcpu, &given)?;
     if args.to == To::Raw && loaded.subjects.len() != 1 {
         bail!(
             "{}: {}; choose one with --vcpu, or write them with --to state",
@@ -80,9 +82,17 @@ fn convert(
              wrong with that. Give it with --xfd (0 if the guest has not)"
         );
     }
-    // Raw bytes stay where they are unless they are laid out anew.
-    if to != To::Raw || target.is_some() {
-        guesses::only_one_layout(subject)?;
+    match &subject.doubt {
+        // Raw bytes stay where they are unless they are laid out anew.
+        Some(Doubt::Other(_)) if to == To::Raw && target.is_none() => {}
+        Some(doubt) => bail!("{doubt}"),
+        None => {}
+    }
+    let unsettled = subject
+        .unsettled()
+        .filter(|finding| to != To::Raw || matches!(finding.rule, Rule::Layout | Rule::Cpuid));
+    if let Some(finding) = unsettled {
+        bail!("{}", finding.values);
     }
     let (state, mut changes) = valid(subject, allow)?;
     let state = match target {
@@ -93,9 +103,9 @@ fn convert(
             relocated.state
         }
     };
-    let mut guessed: Vec<String> = guesses::layout(subject).into_iter().collect();
+    let mut guessed: Vec<String> = judge::guessed_layout(subject).into_iter().collect();
     if to != To::Raw {
-        guessed.extend(guesses::registers(subject));
+        guessed.extend(judge::guessed_registers(subject));
     }
     Ok(Converted {
         owner: subject.owner,
@@ -113,8 +123,8 @@ fn valid(
     if let Ok(state) = subject.state() {
         return Ok((state.into_owned(), Vec::new()));
     }
-    let untrusted = UntrustedArea::new(&subject.area, subject.registers());
-    let sanitized = sanitize(&untrusted, &subject.layout.value, allow).map_err(refused)?;
+    let sanitized =
+        sanitize(&subject.untrusted(), &subject.layout.value, allow).map_err(refused)?;
     let changes = sanitized.report.changes().iter();
     Ok((sanitized.state, changes.map(ToString::to_string).collect()))
 }

@@ -4,7 +4,8 @@ use cpuid_amx::coherence;
 use host_compat::{Host, probe};
 
 use crate::cli::DescribeArgs;
-use crate::{Outcome, fleet, input, screen};
+use crate::outcome::Outcome;
+use crate::{fleet, input, screen};
 
 pub(crate) fn run(args: &DescribeArgs, json: bool) -> anyhow::Result<Outcome> {
     let mut host = match &args.cpuid {

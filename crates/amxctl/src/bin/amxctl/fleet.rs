@@ -1,7 +1,6 @@
 //! `amxctl baseline` and `amxctl merge`: what a fleet shares, in one go or from parts, and the CPU of its
 //! guests.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,8 +11,9 @@ use host_compat::baseline::{LineError, Lines};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
 use crate::cli::{BaselineArgs, GuestArgs, MergeArgs};
+use crate::input;
+use crate::outcome::{Answer, Outcome};
 use crate::screen;
-use crate::{Answer, Outcome, input, load};
 
 mod guest;
 mod show;
@@ -47,7 +47,7 @@ pub(crate) fn baseline(args: &BaselineArgs, json: bool) -> anyhow::Result<Outcom
         if path == Path::new("-") {
             input.read(&name, io::stdin().lock(), &mut lines, args.skip_broken)?;
         } else {
-            let file = File::open(path).with_context(|| name.clone())?;
+            let file = amxctl::open::open_file(path).with_context(|| name.clone())?;
             let file = BufReader::with_capacity(1 << 20, file);
             input.read(&name, file, &mut lines, args.skip_broken)?;
         }
@@ -150,7 +150,7 @@ impl Input {
             .filter(|&all| all > 0 && !files.is_empty());
         let bar = match all {
             Some(all) if all < SLOW_BYTES => ProgressBar::hidden(),
-            Some(all) => load::bytes_bar(all),
+            Some(all) => screen::bytes_bar(all),
             None => ProgressBar::new_spinner(),
         };
         if all.is_none()
@@ -193,11 +193,20 @@ impl Input {
             self.tick(read);
             let place = || format!("{name}, line {number} (byte {at})");
             if read > MAX_LINE_BYTES {
-                bail!(
+                let long = format!(
                     "{}: expected one description a line, found a line of more than \
                      {MAX_LINE_BYTES} bytes",
                     place()
                 );
+                if !skip_broken {
+                    bail!(long);
+                }
+                self.leave_out(|| long);
+                if !line.ends_with(b"\n") {
+                    let rest = input.skip_until(b'\n').with_context(|| name.to_owned())?;
+                    next = next.saturating_add(u64::try_from(rest).unwrap_or(u64::MAX));
+                }
+                continue;
             }
             if line.trim_ascii().is_empty() {
                 continue;
@@ -206,9 +215,7 @@ impl Input {
                 continue;
             };
             if skip_broken && matches!(error, LineError::Parse(_)) {
-                self.broken = self.broken.saturating_add(1);
-                self.first_broken
-                    .get_or_insert_with(|| format!("{}: {error}", place()));
+                self.leave_out(|| format!("{}: {error}", place()));
                 continue;
             }
             return Err(anyhow::Error::new(error).context(format!(
@@ -216,6 +223,11 @@ impl Input {
                 place()
             )));
         }
+    }
+
+    fn leave_out(&mut self, why: impl FnOnce() -> String) {
+        self.broken = self.broken.saturating_add(1);
+        self.first_broken.get_or_insert_with(why);
     }
 
     fn tick(&mut self, read: u64) {
