@@ -130,8 +130,8 @@ mod firecracker {
                         .position(|name| **name == change.register)
                         .unwrap();
                     let (mask, forced) = bitmap(&change.bitmap, 32);
-                    let (mask, forced) = (mask as u32, forced as u32);
-                    value[at] = value[at] & !mask | forced;
+                    let half = |bits: u64| u32::try_from(bits).unwrap();
+                    value[at] = value[at] & !half(mask) | half(forced);
                 }
                 guest.set_leaf(leaf, subleaf, value).unwrap();
             }
