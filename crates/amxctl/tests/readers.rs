@@ -89,6 +89,20 @@ fn the_text_of_firecracker_has_the_same_layout_and_no_xfd() {
 }
 
 #[test]
+fn the_xcrs_of_firecracker_are_as_many_as_it_says() {
+    let text = String::from_utf8(fixture("firecracker.txt")).unwrap();
+    for (count, xcr0) in [("0", 1), ("17", 1), ("1", AMX)] {
+        let changed = text.replacen("nr_xcrs: 1,", &format!("nr_xcrs: {count},"), 1);
+        assert_eq!(changed == text, count == "1");
+        let subject = subject(changed.as_bytes());
+        assert_eq!(subject.xcr0.value.bits(), xcr0, "{count}");
+        let unsettled = subject.unsettled().map(|finding| finding.rule);
+        let expected = (count != "1").then_some(amxctl::rules::Rule::Xcr0);
+        assert_eq!(unsettled, expected, "{count}");
+    }
+}
+
+#[test]
 fn two_vcpus_in_the_text_of_firecracker_are_two() {
     let text = String::from_utf8(fixture("firecracker.txt")).unwrap();
     let both = format!("{text}\n{}", text.replace("vcpu 0:", "vcpu 1:"));

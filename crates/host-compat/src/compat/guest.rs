@@ -117,14 +117,15 @@ impl<'a> Guest<'a> {
         let in_use = |state: &ExtendedState<'_>| state.image().xstate_bv();
         let enabled: XFeatures = self.states.iter().map(enabled).collect();
         let in_use: XFeatures = self.states.iter().map(in_use).collect();
-        if enabled.contains(components) && !self.xcr0_is_guessed {
+        let is_known = !self.xcr0_is_guessed;
+        if enabled.contains(components) && is_known {
             Usage::Enabled
-        } else if in_use.contains(components) {
-            Usage::InUse
-        } else if (enabled | in_use).contains(components) {
-            Usage::NotKnown
-        } else {
+        } else if !(enabled | in_use).contains(components) {
             Usage::NotEnabled
+        } else if is_known || in_use.contains(components) {
+            Usage::InUse
+        } else {
+            Usage::NotKnown
         }
     }
 

@@ -128,7 +128,8 @@ of guests, for its own process only.
 Examples:
   amxctl describe > this-host.json
   for host in $(cat hosts); do ssh $host amxctl describe; done > fleet.jsonl
-  amxctl describe --cpuid icelake.cpuid --name icelake --pretty";
+  amxctl describe --cpuid icelake.cpuid --name icelake --pretty
+  amxctl describe --format firecracker > template.json";
 
 const BASELINE: &str = "\
 It reads descriptions as `amxctl describe` writes them, one a line, in a
@@ -140,7 +141,9 @@ code is 3 unless --skip-undescribed is given.
 Examples:
   amxctl baseline fleet.jsonl
   amxctl baseline node-17.json icelake.json --json
-  amxctl baseline --tally < fleet.jsonl > fleet.tally";
+  amxctl baseline --tally < fleet.jsonl > fleet.tally
+  amxctl baseline node-17.json icelake.json --format qemu
+  amxctl baseline node-17.json icelake.json --format firecracker --for node-17.json";
 
 const MERGE: &str = "\
 Parts can be merged in any order and shape, and parts of parts with --tally.
@@ -267,6 +270,9 @@ pub(crate) struct DescribeArgs {
     /// For people: on many lines
     #[arg(long)]
     pub(crate) pretty: bool,
+    /// Write the CPU of a guest that gets all that this host has, for this tool
+    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "pretty")]
+    pub(crate) format: Option<Tool>,
 }
 
 #[derive(Debug, Args)]
@@ -276,6 +282,8 @@ pub(crate) struct BaselineArgs {
     /// Print the tally, for `amxctl merge`, and not the baseline
     #[arg(long)]
     pub(crate) tally: bool,
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
     /// Leave out lines that are no description, and count them
     #[arg(long)]
     pub(crate) skip_broken: bool,
@@ -295,6 +303,30 @@ pub(crate) struct MergeArgs {
     /// Print the tally of all, and not the baseline
     #[arg(long)]
     pub(crate) tally: bool,
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
+}
+
+/// The CPU of a guest that runs on every host, for another tool.
+#[derive(Debug, Args)]
+pub(crate) struct GuestArgs {
+    /// Write the CPU of a guest that runs on every host, for this tool; what its format cannot hold is said on standard error
+    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "tally")]
+    pub(crate) format: Option<Tool>,
+    /// The host of the fleet that starts the guest: needed where no single template fits all hosts
+    #[arg(long = "for", value_name = "HOST.JSON", requires = "format")]
+    pub(crate) host: Option<PathBuf>,
+}
+
+/// A tool that reads the CPU of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tool {
+    /// A custom CPU template, JSON
+    Firecracker,
+    /// The option -cpu, on one line
+    Qemu,
+    /// CPUID as `cpuid -r` prints it
+    Cpuid,
 }
 
 #[derive(Debug, Args)]

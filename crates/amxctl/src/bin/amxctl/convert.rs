@@ -23,6 +23,8 @@ struct Converted {
     state: ExtendedState<'static>,
     /// What is not as it was.
     changes: Vec<String>,
+    /// Whether the guest cannot notice any of it.
+    is_lossless: bool,
     /// What was guessed and now looks like a fact.
     guesses: Vec<String>,
 }
@@ -94,11 +96,12 @@ fn convert(
     if let Some(finding) = unsettled {
         bail!("{}", finding.values);
     }
-    let (state, mut changes) = valid(subject, allow)?;
+    let (state, mut changes, mut is_lossless) = valid(subject, allow)?;
     let state = match target {
         None => state,
         Some(layout) => {
             let relocated = state.relocate(layout, allow).map_err(lossy)?;
+            is_lossless &= relocated.lost.is_empty();
             changes.extend(relocated.lost.iter().map(ToString::to_string));
             relocated.state
         }
@@ -111,6 +114,7 @@ fn convert(
         owner: subject.owner,
         state,
         changes,
+        is_lossless,
         guesses: guessed,
     })
 }
@@ -119,14 +123,18 @@ fn convert(
 fn valid(
     subject: &Subject,
     allow: Losses,
-) -> anyhow::Result<(ExtendedState<'static>, Vec<String>)> {
-    if let Ok(state) = subject.state() {
-        return Ok((state.into_owned(), Vec::new()));
+) -> anyhow::Result<(ExtendedState<'static>, Vec<String>, bool)> {
+    if let Ok(state) = subject.state()
+        && !subject.is_compacted()
+    {
+        return Ok((state.into_owned(), Vec::new(), true));
     }
     let sanitized =
         sanitize(&subject.untrusted(), &subject.layout.value, allow).map_err(refused)?;
-    let changes = sanitized.report.changes().iter();
-    Ok((sanitized.state, changes.map(ToString::to_string).collect()))
+    let changes = sanitized.report.changes();
+    let is_lossless = changes.iter().all(|change| change.loss().is_empty());
+    let changes = changes.iter().map(ToString::to_string).collect();
+    Ok((sanitized.state, changes, is_lossless))
 }
 
 /// By which names of --allow it would go.
@@ -225,10 +233,10 @@ fn text(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> String {
         let _ = writeln!(text, "  {} {who}: the same state", screen::mark(Mark::Good));
     }
     for one in others {
-        let (mark, said) = if one.changes.is_empty() {
-            (Mark::Good, "the same state")
-        } else {
-            (Mark::Warning, "not as it was:")
+        let (mark, said) = match (one.changes.is_empty(), one.is_lossless) {
+            (true, _) => (Mark::Good, "the same state"),
+            (_, true) => (Mark::Good, "the same state, in another form:"),
+            _ => (Mark::Warning, "not as it was:"),
         };
         let _ = writeln!(text, "  {} {}: {said}", screen::mark(mark), one.owner);
         for change in &one.changes {
@@ -250,6 +258,7 @@ fn as_json(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> anyhow:
                 "owner": one.owner.to_string(),
                 "id": one.owner.id(),
                 "changes": one.changes,
+                "lossless": one.is_lossless,
                 "guesses": one.guesses,
             })
         })

@@ -1,4 +1,5 @@
-//! `amxctl baseline` and `amxctl merge`: what a fleet shares, in one go or from parts.
+//! `amxctl baseline` and `amxctl merge`: what a fleet shares, in one go or from parts, and the CPU of its
+//! guests.
 
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -6,16 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use host_compat::Fleet;
-use host_compat::baseline::Lines;
+use host_compat::baseline::{LineError, Lines};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use crate::cli::{BaselineArgs, MergeArgs};
+use crate::cli::{BaselineArgs, GuestArgs, MergeArgs};
 use crate::input;
 use crate::outcome::{Answer, Outcome};
 use crate::screen;
 
+mod guest;
 mod show;
 
+pub(crate) use guest::write_for_host;
 pub(crate) use show::word;
 
 /// A description has about 8 KB.
@@ -58,7 +61,13 @@ pub(crate) fn baseline(args: &BaselineArgs, json: bool) -> anyhow::Result<Outcom
             input.first_broken.unwrap_or_default()
         ));
     }
-    say(&lines.into_fleet(), args.tally, args.skip_undescribed, json)
+    let output = Output {
+        tally: args.tally,
+        guest: &args.guest,
+        skip_undescribed: args.skip_undescribed,
+        json,
+    };
+    output.of(&lines.into_fleet())
 }
 
 /// `amxctl merge`.
@@ -75,33 +84,52 @@ pub(crate) fn merge(args: &MergeArgs, json: bool) -> anyhow::Result<Outcome> {
         })?;
         fleet.merge(part).with_context(name)?;
     }
-    say(&fleet, args.tally, args.skip_undescribed, json)
+    let output = Output {
+        tally: args.tally,
+        guest: &args.guest,
+        skip_undescribed: args.skip_undescribed,
+        json,
+    };
+    output.of(&fleet)
 }
 
-fn say(fleet: &Fleet, tally: bool, skip: bool, json: bool) -> anyhow::Result<Outcome> {
-    if tally {
-        return Outcome::yes(serde_json::to_string(fleet)? + "\n");
+/// What is to be printed of a fleet.
+struct Output<'a> {
+    tally: bool,
+    guest: &'a GuestArgs,
+    skip_undescribed: bool,
+    json: bool,
+}
+
+impl Output<'_> {
+    fn of(&self, fleet: &Fleet) -> anyhow::Result<Outcome> {
+        if self.tally {
+            return Outcome::yes(serde_json::to_string(fleet)? + "\n");
+        }
+        if fleet.hosts() == 0 {
+            bail!(
+                "there are no hosts: expected descriptions, as `amxctl describe` writes them, one a \
+                 line"
+            );
+        }
+        let baseline = fleet.baseline();
+        let text = match self.guest.format {
+            Some(tool) => guest::write(fleet, self.guest.host.as_deref(), tool, self.json)?,
+            None if self.json => {
+                serde_json::to_string_pretty(&show::as_json(fleet, &baseline))? + "\n"
+            }
+            None => show::text(fleet, &baseline),
+        };
+        let complete = baseline.undescribed.is_empty() || self.skip_undescribed;
+        Ok(Outcome {
+            text,
+            answer: if complete {
+                Answer::Yes
+            } else {
+                Answer::Warning
+            },
+        })
     }
-    if fleet.hosts() == 0 {
-        bail!(
-            "there are no hosts: expected descriptions, as `amxctl describe` writes them, one a line"
-        );
-    }
-    let baseline = fleet.baseline();
-    let text = if json {
-        serde_json::to_string_pretty(&show::as_json(fleet, &baseline))? + "\n"
-    } else {
-        show::text(fleet, &baseline)
-    };
-    let complete = baseline.undescribed.is_empty() || skip;
-    Ok(Outcome {
-        text,
-        answer: if complete {
-            Answer::Yes
-        } else {
-            Answer::Warning
-        },
-    })
 }
 
 /// What is read, line by line, and how far.
@@ -183,14 +211,10 @@ impl Input {
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let mut is_broken = false;
-            let parsed = fleet.add(&line, |line| {
-                serde_json::from_slice(line).inspect_err(|_| is_broken = true)
-            });
-            let Err(error) = parsed else {
+            let Err(error) = fleet.add(&line) else {
                 continue;
             };
-            if is_broken && skip_broken {
+            if skip_broken && matches!(error, LineError::Parse(_)) {
                 self.leave_out(|| format!("{}: {error}", place()));
                 continue;
             }

@@ -171,11 +171,15 @@ impl Compared {
     fn running(subjects: &[&Subject], host: &Host, relayout: bool) -> Self {
         let mut owners = Vec::new();
         let mut states: Vec<ExtendedState<'_>> = Vec::new();
+        let mut invalid = Vec::new();
         for subject in subjects {
-            // All are valid here.
-            if let Ok(state) = subject.restorable() {
-                owners.push(subject.owner);
-                states.push(state);
+            match subject.restorable() {
+                Ok(state) => {
+                    owners.push(subject.owner);
+                    states.push(state);
+                }
+                // Not known to be possible: no rule is broken here.
+                Err(error) => invalid.push(format!("{}: {error}", subject.owner)),
             }
         }
         let cpuid = subjects.iter().find_map(|subject| subject.cpuid.as_ref());
@@ -221,6 +225,7 @@ impl Compared {
         }
         let over = subjects.iter().map(|subject| subject.over_reported());
         compared.over_reported(over.collect(), host);
+        invalid.into_iter().for_each(|error| compared.refuse(error));
         compared
     }
 
@@ -257,14 +262,17 @@ impl Compared {
         }
         let state = host.fixes().find(|(fix, _)| fix.id == OVER_REPORTED);
         let has_all = host.guest_features().user().contains(components);
+        // A dump may be that of a guest, and tells nothing about the host's KVM.
+        let kvm = host.kvm.as_ref();
+        let is_described = kvm.is_ok_and(|kvm| kvm.capabilities.is_some());
         let why = match state.map(|(_, state)| state) {
-            _ if !has_all => "because the host lacks it",
+            _ if !has_all && is_described => "because the host lacks it",
             Some(State::Absent) => "because its kernel lacks the fix 8647c52e9504",
             Some(State::Present | State::NotAffected) => return,
             _ => {
                 self.not_compared.push(format!(
-                    "whether the host's KVM takes an area with {components} in use for a guest without it: its \
-                     kernel is not known to have the fix {OVER_REPORTED}"
+                    "whether the host's KVM accepts an area with {components} in use for a guest without it: its \
+                     kernel is not known to have the fix {OVER_REPORTED}; `amxctl convert` takes it out"
                 ));
                 return;
             }
@@ -273,6 +281,10 @@ impl Compared {
             "{components} is in use in the area, although the guest has never had it: KVM_SET_XSAVE refuses \
              that there with EINVAL, {why}. `amxctl convert` takes it out, which loses nothing"
         );
+        self.refuse(reason);
+    }
+
+    fn refuse(&mut self, reason: String) {
         self.reasons.push((reason.clone(), None));
         self.lines.push((reason, None));
         self.verdict = Verdict::No;

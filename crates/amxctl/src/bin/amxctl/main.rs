@@ -87,7 +87,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
     let json = cli.json;
     match &cli.command {
         Command::Check(args) => check::run(args, json),
-        Command::Describe(args) => describe::run(args),
+        Command::Describe(args) => describe::run(args, json),
         Command::Baseline(args) => fleet::baseline(args, json),
         Command::Merge(args) => fleet::merge(args, json),
         Command::Compat(args) => compat::run(args, json),

@@ -216,6 +216,13 @@ pub(crate) fn warning(text: &str) {
     eprintln!("{warning} {}", plain(text));
 }
 
+/// What a reader of standard output has to know as well, to standard error.
+pub(crate) fn note(text: &str) {
+    let indent = "note: ".len();
+    let lines = wrap(&plain(text), indent);
+    eprintln!("{} {}", style("note:").for_stderr().dim(), lines.trim());
+}
+
 /// Text is made for standard error from here on: its colours are, and not those of standard output.
 pub(crate) fn speak_on_stderr() {
     console::set_colors_enabled(console::colors_enabled_stderr());
