@@ -19,6 +19,8 @@ need dpkg-deb dpkg
 # What writes core dumps in a test of amxctl.
 need gdb gdb
 need cargo rustup
+# A test prepares the lab from nothing: what was compiled once is not compiled again.
+need ccache ccache
 # The independent decoder that the fixtures are checked against.
 need cpuid cpuid
 [ -e /usr/include/stdlib.h ] || packages="$packages libc6-dev"

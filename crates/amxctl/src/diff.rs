@@ -197,7 +197,10 @@ fn fill(content: &[u8], range: std::ops::Range<usize>) -> Vec<u8> {
 
 /// MXCSR as the vCPU has it: it is saved with SSE or AVX.
 fn mxcsr(subject: &Subject) -> u64 {
-    let saved = XFeatures::SSE | XFeatures::AVX;
+    let saved = match subject.is_compacted() {
+        true => XFeatures::SSE,
+        false => XFeatures::SSE | XFeatures::AVX,
+    };
     u64::from(if subject.xstate_bv().intersects(saved) {
         subject.mxcsr()
     } else {

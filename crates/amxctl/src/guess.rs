@@ -57,7 +57,7 @@ pub enum NoGuess {
 /// Of KVM_GET_XSAVE, and the least of KVM_GET_XSAVE2.
 const KVM_BYTES: usize = 4096;
 /// Bit 63 of XCOMP_BV: the area has the compacted format.
-const COMPACTED: u64 = 1 << 63;
+pub(crate) const COMPACTED: u64 = 1 << 63;
 
 /// A component's number, size in bytes, offset in bytes and CPUID.(EAX=0DH,ECX=n):ECX.
 type Place = (u8, u32, u32, u32);

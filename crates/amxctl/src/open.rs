@@ -3,7 +3,11 @@
 use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek};
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use xsave_state::layout::MAX_AREA_BYTES;
 use xsave_state::wire;
@@ -22,14 +26,19 @@ mod raw;
 pub use error::OpenError;
 
 /// No file that has to be read whole may have more bytes. A Cloud Hypervisor snapshot has about
-/// 35 KB per vCPU, and a state of ours less. Of core dumps only the notes are read.
-pub const MAX_FILE_BYTES: u64 = 1 << 30;
+/// 40 KB per vCPU, of which KVM allows 4,096, and a state of ours less. Of core dumps only the notes
+/// are read.
+pub const MAX_FILE_BYTES: u64 = 256 << 20;
+/// CPUID as `cpuid -r` prints it has about 5 KB per processor.
+pub const MAX_DUMP_BYTES: u64 = 16 << 20;
 /// The notes of a core dump may have at most this many bytes.
 pub const MAX_NOTE_BYTES: u64 = 256 << 20;
 
 /// So many say what it is.
 const START_BYTES: u64 = 64;
 const ELF_MAGIC: &[u8] = b"\x7fELF";
+/// So long a FIFO may have nobody who writes.
+const FIFO_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What kind of file it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,46 +93,117 @@ pub struct Snapshot {
     pub vcpus: Vec<Vcpu>,
 }
 
-/// Opens a file, or the folder of a Cloud Hypervisor snapshot. The contents say what it is, not the
-/// name.
+/// What a file has in it, read once and from its beginning to its end, so that a pipe will do.
 ///
-/// It is read once and from its beginning to its end, so that a pipe will do; of a core dump in a file
-/// only the notes are read. `progress(done, all)` is called with bytes read, for files that take a while;
-/// of a pipe nobody knows `all`, and it is 0.
+/// How much is read, and kept in memory, depends on what the first bytes say it is: of what is not
+/// recognised only the start, of a core dump in a file the headers and notes.
+pub struct Content(Kind);
+
+enum Kind {
+    /// The file and its length in bytes.
+    Core(File, u64),
+    /// What was read, and the length in bytes, as far as it is known.
+    Bytes(Vec<u8>, u64),
+}
+
+impl Content {
+    /// Reads a file, or state.json in the folder of a Cloud Hypervisor snapshot. `progress(done, all)` is
+    /// called with bytes read, for files that take a while; of a pipe nobody knows `all`, and it is 0.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Io`], [`OpenError::Folder`].
+    pub fn read(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Self, OpenError> {
+        let path = file_in(path)?;
+        let io = |source| OpenError::Io {
+            path: path.clone(),
+            source,
+        };
+        let mut file = open_file(&path).map_err(io)?;
+        let metadata = file.metadata().map_err(io)?;
+        // A pipe has no length of its own, but an end.
+        let stated = metadata.is_file().then_some(metadata.len());
+        let start = start_of(&mut file).map_err(io)?;
+        if let (true, Some(file_bytes)) = (start.starts_with(ELF_MAGIC), stated) {
+            file.rewind().map_err(io)?;
+            return Ok(Self(Kind::Core(file, file_bytes)));
+        }
+        let bytes = read_all(start, file, stated, progress).map_err(io)?;
+        let file_bytes = stated.unwrap_or(0).max(length(&bytes));
+        Ok(Self(Kind::Bytes(bytes, file_bytes)))
+    }
+
+    /// Reads a stream, such as standard input. `name` is for errors.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError::Io`].
+    pub fn of_stream(mut stream: impl Read, name: &Path) -> Result<Self, OpenError> {
+        let io = |source| OpenError::Io {
+            path: name.to_owned(),
+            source,
+        };
+        let start = start_of(&mut stream).map_err(io)?;
+        let bytes = read_all(start, stream, None, &mut |_, _| {}).map_err(io)?;
+        let file_bytes = length(&bytes);
+        Ok(Self(Kind::Bytes(bytes, file_bytes)))
+    }
+
+    /// Returns what was read; nothing for a core dump in a file.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        match &self.0 {
+            Kind::Bytes(bytes, _) => bytes,
+            Kind::Core(..) => &[],
+        }
+    }
+
+    /// Opens it as saved state. Nothing of the state itself is checked, so that what is invalid can be
+    /// looked at.
+    ///
+    /// # Errors
+    ///
+    /// It is none of the formats, or a broken one: see [`OpenError`].
+    pub fn open(&self) -> Result<Snapshot, OpenError> {
+        match &self.0 {
+            Kind::Core(file, file_bytes) => {
+                not_empty(Format::ElfCore, *file_bytes, elf_core::read(file)?)
+            }
+            Kind::Bytes(bytes, file_bytes) => open_known(bytes, *file_bytes),
+        }
+    }
+}
+
+/// Reads a file and opens it as saved state: [`Content::read`] and [`Content::open`].
 ///
 /// # Errors
 ///
-/// It cannot be read, or is none of the formats, or a broken one: see [`OpenError`]. Nothing of the
-/// state itself is checked, so that what is invalid can be looked at.
+/// Those of the two.
 pub fn open(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Snapshot, OpenError> {
-    let path = file_in(path)?;
-    let io = |source| OpenError::Io {
-        path: path.clone(),
-        source,
-    };
-    let mut file = File::open(&path).map_err(io)?;
-    let mut start = Vec::new();
-    (&mut file)
-        .take(START_BYTES)
-        .read_to_end(&mut start)
-        .map_err(io)?;
-    let is_elf = start.starts_with(ELF_MAGIC);
-    let metadata = file.metadata().map_err(io)?;
-    // A pipe has no length of its own, but an end.
-    let stated = metadata.is_file().then_some(metadata.len());
-    if let (true, Some(file_bytes)) = (is_elf, stated) {
-        file.rewind().map_err(io)?;
-        let vcpus = elf_core::read(file)?;
-        return not_empty(Format::ElfCore, file_bytes, vcpus);
+    Content::read(path, progress)?.open()
+}
+
+/// Opens a file for reading. Another process has to open a FIFO for writing first: that is waited for, but not
+/// without end.
+///
+/// # Errors
+///
+/// Those of [`File::open`], and `TimedOut` for a FIFO that nobody writes to.
+pub fn open_file(path: &Path) -> std::io::Result<File> {
+    if !path.metadata()?.file_type().is_fifo() {
+        return File::open(path);
     }
-    // What is not recognised is not read. Of a core dump in a pipe the notes cannot be read alone.
-    let most = match recognise(&start, stated.unwrap_or(raw::MIN_BYTES)) {
-        Ok(Format::Raw) if !is_elf => largest_area(),
-        Err(error) if !is_elf => return Err(error),
-        _ => MAX_FILE_BYTES,
-    };
-    let bytes = read_all(start, file, stated, most, progress).map_err(io)?;
-    open_bytes(&bytes)
+    let (send, receive) = mpsc::channel();
+    let own = path.to_owned();
+    // Where nobody writes, the thread stays where it is until the process ends.
+    thread::spawn(move || send.send(File::open(own)));
+    receive.recv_timeout(FIFO_PATIENCE).unwrap_or_else(|_| {
+        let why = format!(
+            "no process has opened this FIFO for writing within {} s",
+            FIFO_PATIENCE.as_secs()
+        );
+        Err(std::io::Error::new(std::io::ErrorKind::TimedOut, why))
+    })
 }
 
 /// The same for bytes that are in memory.
@@ -132,12 +212,19 @@ pub fn open(path: &Path, progress: &mut dyn FnMut(u64, u64)) -> Result<Snapshot,
 ///
 /// As [`open`].
 pub fn open_bytes(bytes: &[u8]) -> Result<Snapshot, OpenError> {
-    let file_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    open_known(bytes, length(bytes))
+}
+
+fn open_known(bytes: &[u8], file_bytes: u64) -> Result<Snapshot, OpenError> {
     if bytes.starts_with(ELF_MAGIC) {
         let vcpus = elf_core::read(std::io::Cursor::new(bytes))?;
         return not_empty(Format::ElfCore, file_bytes, vcpus);
     }
     parse(recognise(bytes, file_bytes)?, bytes)
+}
+
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 
 fn parse(format: Format, bytes: &[u8]) -> Result<Snapshot, OpenError> {
@@ -147,8 +234,7 @@ fn parse(format: Format, bytes: &[u8]) -> Result<Snapshot, OpenError> {
         Format::Firecracker => firecracker::parse(bytes)?,
         Format::Raw | Format::ElfCore => raw::parse(bytes)?,
     };
-    let file_bytes = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-    not_empty(format, file_bytes, vcpus)
+    not_empty(format, length(bytes), vcpus)
 }
 
 fn not_empty(format: Format, file_bytes: u64, mut vcpus: Vec<Vcpu>) -> Result<Snapshot, OpenError> {
@@ -232,7 +318,11 @@ fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
         "a kdump of a guest's memory, compressed",
         "it has no XSAVE areas; take a snapshot, or a core dump of the process",
     );
-    let known: [(&[u8], &str, &str); 10] = [
+    let vmware = (
+        "a suspended state or snapshot of VMware",
+        "its registers are not opened",
+    );
+    let known: &[(&[u8], &str, &str)] = &[
         (b"LibvirtQemudSave", libvirt.0, libvirt.1),
         (b"LibvirtQemudPart", libvirt.0, libvirt.1),
         (b"KDUMP   ", kdump.0, kdump.1),
@@ -248,14 +338,30 @@ fn known_elsewhere(start: &[u8]) -> Option<(&'static str, &'static str)> {
             "an image of CRIU, whose format has no place for tiles",
             "CRIU's own coredump tool makes a core dump of it, which can be opened",
         ),
+        (
+            b"QFI\xfb",
+            "a qcow2 image, in which QEMU can keep snapshots of its own",
+            "its registers are not opened",
+        ),
+        (b"\xd0\xbe\xd2\xbe", vmware.0, vmware.1),
+        (b"\xd1\xba\xd1\xba", vmware.0, vmware.1),
+        (b"\xd2\xbe\xd2\xbe", vmware.0, vmware.1),
+        (b"\xd3\xbe\xd3\xbe", vmware.0, vmware.1),
+        (
+            b"\x7fVirtualBox SavedState",
+            "a saved state of VirtualBox",
+            "its registers are not opened",
+        ),
         (b"\x1f\x8b", "compressed by gzip", "unpack it first"),
         (b"\x28\xb5\x2f\xfd", "compressed by zstd", "unpack it first"),
         (b"\xfd7zXZ", "compressed by xz", "unpack it first"),
+        (b"BZh", "compressed by bzip2", "unpack it first"),
+        (b"\x04\x22\x4d\x18", "compressed by lz4", "unpack it first"),
+        (b"\x89LZO", "compressed by lzop", "unpack it first"),
+        (b"PK\x03\x04", "a zip archive", "unpack it first"),
     ];
-    known
-        .into_iter()
-        .find(|(magic, ..)| start.starts_with(magic))
-        .map(|(_, what, instead)| (what, instead))
+    let found = known.iter().find(|(magic, ..)| start.starts_with(magic));
+    found.map(|&(_, what, instead)| (what, instead))
 }
 
 /// Its magic number, little endian: 0x07101984, the architecture and a version. It is at byte 0, and
@@ -270,33 +376,57 @@ fn is_firecracker(start: &[u8]) -> bool {
     })
 }
 
-/// Reads what there is behind the `start` that has been read: `most` bytes in all, and one more where
-/// there are more. A file that has more than [`MAX_FILE_BYTES`] is refused, if it says so before it is
-/// read.
+fn start_of(source: &mut impl Read) -> std::io::Result<Vec<u8>> {
+    let mut start = Vec::new();
+    source.take(START_BYTES).read_to_end(&mut start)?;
+    Ok(start)
+}
+
+/// The most that is read of a file with this start; of one that is longer than this the rest is not needed
+/// to say so, or it is too long.
+fn most(start: &[u8], stated: Option<u64>) -> (u64, bool) {
+    if start.starts_with(ELF_MAGIC) {
+        return (MAX_FILE_BYTES, true);
+    }
+    match recognise(start, stated.unwrap_or(raw::MIN_BYTES)) {
+        Ok(Format::Raw) => (largest_area(), false),
+        Ok(_) => (MAX_FILE_BYTES, true),
+        Err(OpenError::CpuidDump) => (MAX_DUMP_BYTES, true),
+        Err(_) => (largest_area(), false),
+    }
+}
+
+/// Reads what is behind the `start` that has been read: as much as there can be of what it is, and one byte
+/// more where there is more. Never more than that is allocated.
 fn read_all(
     start: Vec<u8>,
-    mut file: File,
+    mut source: impl Read,
     stated: Option<u64>,
-    most: u64,
     progress: &mut dyn FnMut(u64, u64),
 ) -> std::io::Result<Vec<u8>> {
     const PIECE: u64 = 4 << 20;
+    let (most, refuses_more) = most(&start, stated);
     let mut bytes = start;
-    let mut done = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+    let mut done = length(&bytes);
     loop {
         let found = stated.unwrap_or(0).max(done);
-        if found > MAX_FILE_BYTES {
+        if refuses_more && found > most {
             return Err(std::io::Error::new(
                 std::io::ErrorKind::FileTooLarge,
-                format!("it has at least {found} bytes; at most {MAX_FILE_BYTES} are read"),
+                format!("it has at least {found} bytes; at most {most} are read of this format"),
             ));
         }
         let left = most.saturating_add(1).saturating_sub(done);
-        let read = (&mut file).take(left.min(PIECE)).read_to_end(&mut bytes)?;
+        // A quarter more each time: the sum of all copies stays linear.
+        let room = usize::try_from(left.min(PIECE.max(done / 4))).unwrap_or(0);
+        bytes.try_reserve_exact(room)?;
+        let read = (&mut source)
+            .take(left.min(PIECE))
+            .read_to_end(&mut bytes)?;
         if read == 0 {
             return Ok(bytes);
         }
-        done = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        done = length(&bytes);
         progress(done, stated.map_or(0, |stated| stated.max(done)));
     }
 }

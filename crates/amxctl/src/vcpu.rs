@@ -2,16 +2,18 @@
 
 use std::fmt;
 
-use cpuid_amx::{CpuidTable, Table};
 use thiserror::Error;
-use xsave_state::format::EXTENDED_OFFSET;
 use xsave_state::{
-    CompactedError, ExtendedState, Header, Image, ImageError, Layout, LayoutError, Registers,
+    CompactedError, ComponentId, ExtendedState, Image, ImageError, Layout, LayoutError, Registers,
     StateError, XFeatures,
 };
 
 use crate::bytes;
-use crate::guess::{self, NoGuess};
+pub use crate::cpuid::Cpuid;
+use crate::finding::{Finding, Rule, Verdict};
+use crate::guess::{self, COMPACTED, NoGuess};
+pub use crate::known::{Given, Known, Source};
+use crate::registers::{self, Listed};
 
 /// Whose state it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,7 +47,7 @@ impl fmt::Display for Owner {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Places {
     /// The file has the CPUID of the guest.
-    Cpuid(Table),
+    Cpuid(Cpuid),
     /// The file has the layout itself.
     Layout(Layout),
     /// The file does not say.
@@ -61,71 +63,22 @@ pub struct Vcpu {
     pub area: Vec<u8>,
     /// Where its components lie.
     pub places: Places,
-    /// XCR0, if the file has it.
-    pub xcr0: Option<XFeatures>,
-    /// IA32_XFD, MSR 0x1C4, if the file has it.
-    pub xfd: Option<XFeatures>,
-    /// IA32_XFD_ERR, MSR 0x1C5, if the file has it.
-    pub xfd_err: Option<XFeatures>,
+    /// Its registers.
+    pub listed: Listed,
 }
 
-/// Where a value is from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The file.
-    File,
-    /// Whoever asks said so: the option, or the file that it names.
-    Given(String),
-    /// Nobody said so: why it was taken.
-    Guess(String),
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File => f.write_str("in the file"),
-            Self::Given(by) => write!(f, "by {by}"),
-            Self::Guess(why) => write!(f, "a guess: {why}"),
-        }
-    }
-}
-
-/// A value and where it is from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known<T> {
-    /// The value.
-    pub value: T,
-    /// Where it is from.
-    pub source: Source,
-}
-
-impl<T> Known<T> {
-    fn file(value: T) -> Self {
-        Self {
-            value,
-            source: Source::File,
-        }
-    }
-
-    fn guess(value: T, why: &str) -> Self {
-        Self {
-            value,
-            source: Source::Guess(why.to_owned()),
-        }
-    }
-}
-
-/// What whoever asks knows beyond the file. It comes before what the file says.
-#[derive(Clone, Debug, Default)]
-pub struct Given {
-    /// CPUID of the guest, and where that is from.
-    pub cpuid: Option<(Table, String)>,
-    /// XCR0.
-    pub xcr0: Option<XFeatures>,
-    /// IA32_XFD.
-    pub xfd: Option<XFeatures>,
-    /// IA32_XFD_ERR.
-    pub xfd_err: Option<XFeatures>,
+/// Why nobody knows where the components of an area lie.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Doubt {
+    /// Another layout fits as well.
+    #[error(
+        "two layouts fit, which have components at different places; the guest's CPUID tells: give it with \
+         --cpuid"
+    )]
+    Other(Layout),
+    /// None that is known here fits.
+    #[error("{0}. The guest's CPUID says where its components lie: give it with --cpuid")]
+    NoneFits(NoGuess),
 }
 
 /// A vCPU with all that is needed to judge it: each value known, given or guessed.
@@ -137,101 +90,175 @@ pub struct Subject {
     pub area: Vec<u8>,
     /// Where the components lie.
     pub layout: Known<Layout>,
-    /// Where they lie if not there: another layout that fits as well, where it is a guess.
-    pub other_layout: Option<Layout>,
-    /// The CPUID that the layout is from, if it is from one.
-    pub cpuid: Option<Table>,
+    /// Why that is an open question, if it is one.
+    pub doubt: Option<Doubt>,
+    /// The guest's CPUID, if it is known.
+    pub cpuid: Option<Cpuid>,
     /// XCR0.
     pub xcr0: Known<XFeatures>,
     /// IA32_XFD; `None`: not known.
     pub xfd: Option<Known<XFeatures>>,
     /// IA32_XFD_ERR; `None`: not known.
     pub xfd_err: Option<Known<XFeatures>>,
-    /// The same in the standard format, where the area has the compacted one.
-    standard: Option<Image<'static>>,
+    /// IA32_XSS; `None`: not known.
+    pub xss: Option<Known<XFeatures>>,
+    /// All registers as the file lists them.
+    pub listed: Listed,
+    /// What was found when all this was put together.
+    pub(crate) findings: Vec<Finding>,
 }
 
 impl Vcpu {
     /// Puts together what the file says, what is `given`, and guesses where there is neither.
-    ///
-    /// # Errors
-    ///
-    /// Without the places of the components nothing can be said: see [`SubjectError`].
-    pub fn subject(self, given: &Given) -> Result<Subject, SubjectError> {
-        let owner = self.owner;
-        let of = |table: &Table| {
-            Layout::from_cpuid(|leaf, subleaf| table.leaf(leaf, subleaf))
-                .map_err(|source| SubjectError::Layout { owner, source })
-        };
-        let mut other_layout = None;
-        let (layout, cpuid) = match (&given.cpuid, self.places) {
-            (Some((table, by)), _) => {
-                let layout = Known {
-                    value: of(table)?,
-                    source: Source::Given(by.clone()),
-                };
-                (layout, Some(table.clone()))
-            }
-            (None, Places::Cpuid(table)) => (Known::file(of(&table)?), Some(table)),
-            (None, Places::Layout(layout)) => (Known::file(layout), None),
-            (None, Places::Unknown) => {
-                let guess = guess::layout(&self.area)
-                    .map_err(|source| SubjectError::NoGuess { owner, source })?;
-                other_layout = guess.other;
-                (Known::guess(guess.layout, &guess.why), None)
-            }
-        };
-        let known = |given: Option<XFeatures>, own: Option<XFeatures>, option: &str| {
-            let given = given.map(|value| Known {
-                value,
-                source: Source::Given(option.to_owned()),
-            });
-            given.or(own.map(Known::file))
-        };
-        let xcr0 = known(given.xcr0, self.xcr0, "--xcr0").unwrap_or_else(|| {
-            let everything =
-                xsave_state::xcr0::largest_within(layout.value.user(), layout.value.user());
-            Known::guess(everything, "all that the layout has")
-        });
-        let standard = compacted(&self.area, &layout.value).and_then(Result::ok);
-        Ok(Subject {
+    #[must_use]
+    pub fn subject(self, given: &Given) -> Subject {
+        let Self {
             owner,
-            area: self.area,
+            area,
+            places,
+            listed,
+        } = self;
+        let mut findings = Vec::new();
+        let (own_layout, own_cpuid) = match places {
+            Places::Cpuid(cpuid) => (None, Some(cpuid)),
+            Places::Layout(layout) => (Some(layout), None),
+            Places::Unknown => (None, None),
+        };
+        let (cpuid, source) = match &given.cpuid {
+            Some((cpuid, by)) => (Some(cpuid.clone()), Source::Given(by.clone())),
+            None => (own_cpuid, Source::File),
+        };
+        let mut doubt = None;
+        let by_cpuid = cpuid.as_ref().map(Cpuid::layout);
+        let has_both = own_layout.is_some() && by_cpuid.is_some();
+        let layout = match (own_layout, by_cpuid) {
+            // The bytes lie where the file says, whatever CPUID the guest is said to have.
+            (Some(layout), None | Some(Ok(_))) => Known::file(layout),
+            (None, Some(Ok(value))) => Known { value, source },
+            (layout, error) => {
+                let error = error.and_then(Result::err);
+                if let (Some(error), Some(cpuid)) = (error, &cpuid) {
+                    findings.push(Finding::broken(Rule::Cpuid, not_a_layout(error, cpuid)));
+                }
+                layout.map_or_else(|| guessed(&area, &mut doubt), Known::file)
+            }
+        };
+        let has_xsave = cpuid.as_ref().map(Cpuid::has_xsave);
+        let mut resolved = registers::resolve(&listed, given, &layout.value, has_xsave);
+        findings.append(&mut resolved.findings);
+        let mut subject = Subject {
+            owner,
+            area,
             layout,
-            other_layout,
+            doubt,
             cpuid,
-            xcr0,
-            xfd: known(given.xfd, self.xfd, "--xfd"),
-            xfd_err: known(given.xfd_err, self.xfd_err, "--xfd-err"),
-            standard,
-        })
+            xcr0: resolved.xcr0,
+            xfd: resolved.xfd,
+            xfd_err: resolved.xfd_err,
+            xss: resolved.xss,
+            listed,
+            findings,
+        };
+        if has_both {
+            subject.compare_layouts();
+        }
+        subject
     }
 }
 
-fn compacted(area: &[u8], layout: &Layout) -> Option<Result<Image<'static>, CompactedError>> {
-    let header = Header {
-        xstate_bv: XFeatures::empty(),
-        xcomp_bv: bytes::u64_at(area, 520),
-    };
-    header
-        .is_compacted()
-        .then(|| Image::from_compacted(area, layout))
+/// The layout that fits the area, with the doubt about it; x87 and SSE, which lie at the same place in all,
+/// where none does.
+fn guessed(area: &[u8], doubt: &mut Option<Doubt>) -> Known<Layout> {
+    match guess::layout(area) {
+        Ok(guess) => {
+            *doubt = guess.other.map(Doubt::Other);
+            Known::guess(guess.layout, &guess.why)
+        }
+        Err(error) => {
+            // What has no header is broken, whatever its layout.
+            let is_short = matches!(error, NoGuess::TooShort { .. });
+            *doubt = (!is_short).then_some(Doubt::NoneFits(error));
+            Known::guess(Layout::legacy(), "no layout known here fits")
+        }
+    }
+}
+
+/// Why there is no layout, with what hides the leaves that would make one.
+fn not_a_layout(error: LayoutError, cpuid: &Cpuid) -> String {
+    let causes: Vec<String> = cpuid
+        .hidden_entries()
+        .map(|one| format!("{one}; so "))
+        .collect();
+    format!(
+        "{}CPUID.0DH of the guest is invalid: {error}",
+        causes.concat()
+    )
 }
 
 impl Subject {
-    /// The bytes in the standard format: the file's, or what they are when expanded.
-    #[must_use]
-    pub fn standard(&self) -> &[u8] {
-        match &self.standard {
-            Some(image) => image.as_bytes(),
-            None => &self.area,
+    /// Whether the CPUID that the guest is said to have puts its components where the file has them.
+    fn compare_layouts(&mut self) {
+        let by_cpuid = self.cpuid.as_ref().map(Cpuid::layout);
+        let (Some(Ok(by_cpuid)), Ok(state)) = (by_cpuid, self.state()) else {
+            return;
+        };
+        let misfits: Vec<String> = state
+            .misfits(&by_cpuid)
+            .map(|misfit| misfit.to_string())
+            .collect();
+        if !misfits.is_empty() {
+            let values = format!(
+                "the layout in the file is not that of the guest's CPUID: {}",
+                misfits.join("; ")
+            );
+            self.findings.push(Finding::broken(Rule::Layout, values));
         }
     }
 
-    /// Whether the area has the compacted format, and could be expanded.
+    /// The first register or place that the file does not have, or has twice, without which its bytes mean
+    /// something else.
     #[must_use]
-    pub fn was_compacted(&self) -> bool {
-        self.standard.is_some()
+    pub fn unsettled(&self) -> Option<&Finding> {
+        let mut findings = self.findings.iter();
+        findings.find(|finding| finding.verdict == Verdict::Broken)
+    }
+
+    /// Whether bit 63 of XCOMP_BV says that the area has the compacted format.
+    #[must_use]
+    pub fn is_compacted(&self) -> bool {
+        self.placed().is_some()
+    }
+
+    /// The components that have a place in an area of the compacted format; `None`: it has the standard
+    /// format.
+    #[must_use]
+    pub fn placed(&self) -> Option<XFeatures> {
+        let xcomp_bv = bytes::u64_at(&self.area, 520);
+        let placed = XFeatures::from_bits_retain(xcomp_bv & !COMPACTED);
+        (xcomp_bv & COMPACTED != 0).then_some(placed)
+    }
+
+    /// Where a component lies in the area, in the format that the area has; `None` where the layout lacks
+    /// it, or where that is not known: in the compacted format behind one of unknown size.
+    #[must_use]
+    pub fn place(&self, id: ComponentId) -> Option<std::ops::Range<usize>> {
+        let layout = &self.layout.value;
+        let component = layout.component(id)?;
+        let start = component.offset()?;
+        let standard = start..start.saturating_add(component.size());
+        let Some(placed) = self.placed() else {
+            return Some(standard);
+        };
+        if XFeatures::LEGACY.contains(id.bit()) {
+            return Some(standard);
+        }
+        let unknown = placed - layout.user() - layout.supervisor();
+        if unknown.components().any(|unknown| unknown < id) {
+            return None;
+        }
+        let mut places = layout.compacted(placed);
+        let found = places.find(|(component, _)| component.id() == id);
+        found.map(|(_, range)| range)
     }
 
     /// XSTATE_BV, bytes 512 to 519; zero where they are not there.
@@ -260,20 +287,12 @@ impl Subject {
             .with_xfd_err(or_none(&self.xfd_err))
     }
 
-    /// The bytes of a component in the standard format, also of one that is initial; fewer than its
-    /// size where the area ends before.
+    /// The bytes of a component, also of one that is initial; fewer than its size where the area ends
+    /// before, and none where its place is not known.
     #[must_use]
-    pub fn component(&self, id: xsave_state::ComponentId) -> &[u8] {
-        let Some(component) = self.layout.value.component(id) else {
-            return &[];
-        };
-        let Some(start) = component.offset() else {
-            return &[];
-        };
-        bytes::range(
-            self.standard(),
-            start..start.saturating_add(component.size()),
-        )
+    pub fn component(&self, id: ComponentId) -> &[u8] {
+        self.place(id)
+            .map_or(&[], |range| bytes::range(&self.area, range))
     }
 
     /// The state as a value that holds its invariants.
@@ -282,42 +301,13 @@ impl Subject {
     ///
     /// The first that it breaks. [`rules::check`](crate::rules::check) gives all.
     pub fn state(&self) -> Result<ExtendedState<'_>, InvalidState> {
-        let image = match &self.standard {
-            Some(image) => image.clone(),
-            None => Image::parse(&self.area, &self.layout.value)?,
+        let image = if self.is_compacted() {
+            Image::from_compacted(&self.area, &self.layout.value)?
+        } else {
+            Image::parse(&self.area, &self.layout.value)?
         };
         Ok(ExtendedState::new(image, self.registers())?)
     }
-
-    /// Whether there is at least a whole header.
-    #[must_use]
-    pub fn has_header(&self) -> bool {
-        self.area.len() >= EXTENDED_OFFSET
-    }
-}
-
-/// A vCPU of which not even the places of its components are known.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[non_exhaustive]
-pub enum SubjectError {
-    /// The CPUID describes an area that cannot exist.
-    #[error("{owner}: its CPUID describes an area that cannot exist: {source}")]
-    Layout {
-        /// Whose.
-        owner: Owner,
-        /// Why not.
-        source: LayoutError,
-    },
-    /// The file has no CPUID, and there is no guess.
-    #[error(
-        "{owner}: {source}. The guest's CPUID says where its components lie: give it with --cpuid"
-    )]
-    NoGuess {
-        /// Whose.
-        owner: Owner,
-        /// Why not.
-        source: NoGuess,
-    },
 }
 
 /// A state that breaks a rule.
@@ -327,6 +317,9 @@ pub enum InvalidState {
     /// One of the area's.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// One of an area in the compacted format.
+    #[error(transparent)]
+    Compacted(#[from] CompactedError),
     /// One of the area and the registers together.
     #[error(transparent)]
     State(#[from] StateError),

@@ -75,3 +75,42 @@ proptest! {
         prop_assert_eq!(run(folder.path(), &merge), in_one);
     }
 }
+
+/// The commands of docs/fleet.md, as they are there.
+#[test]
+fn xargs_gives_the_same_baseline() {
+    let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/fleet.md");
+    let guide = fs::read_to_string(guide).unwrap();
+    let section = guide.split("## With xargs").nth(1).unwrap();
+    let commands = section.split("```").nth(1).unwrap();
+    let commands = commands.strip_prefix("sh\n").unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let whole: Vec<String> = (0..200).map(line).collect();
+    fs::write(folder.path().join("fleet.jsonl"), whole.join("\n") + "\n").unwrap();
+    let binary = cargo_bin("amxctl");
+    let path = format!(
+        "{}:{}",
+        binary.parent().unwrap().display(),
+        std::env::var("PATH").unwrap()
+    );
+    let output = std::process::Command::new("sh")
+        .args(["-e", "-c", commands])
+        .current_dir(folder.path())
+        .env("PATH", path)
+        .output()
+        .unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && stderr.is_empty(), "{stderr}");
+    let in_one = run(folder.path(), &["baseline".into(), "fleet.jsonl".into()]);
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap(),
+        String::from_utf8(in_one).unwrap()
+    );
+    let parts = fs::read_dir(folder.path()).unwrap();
+    let tallies = parts.filter(|entry| {
+        let name = entry.as_ref().unwrap().file_name();
+        name.to_str().unwrap().ends_with(".tally")
+    });
+    assert_eq!(tallies.count(), 8);
+}

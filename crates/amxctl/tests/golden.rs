@@ -49,6 +49,20 @@ fn sandbox(folder: &Path) {
             }),
         ),
         ("three-vcpus", with_vcpus(&["0", "1", "7"])),
+        (
+            "cet",
+            cloud_hypervisor(|state| {
+                let kvm = &mut state["Kvm"];
+                common::add_cet(kvm, true, true);
+                let msr = serde_json::json!({"index": 0xda0, "reserved": 0, "data": 0x1800});
+                kvm["msrs"].as_array_mut().unwrap().push(msr);
+            }),
+        ),
+        (
+            "no-xcrs",
+            cloud_hypervisor(|state| state["Kvm"]["xcrs"] = serde_json::json!([])),
+        ),
+        ("compacted", cloud_hypervisor(compacted)),
     ];
     fs::write(folder.join("zen4.xsave2"), rounded_up()).unwrap();
     let fleet: Vec<u8> = HOSTS
@@ -71,6 +85,17 @@ fn rounded_up() -> Vec<u8> {
         area[at..at + 8].copy_from_slice(&0xe7u64.to_le_bytes());
     }
     area
+}
+
+/// The fixture's area as XSAVEC writes it.
+fn compacted(state: &mut serde_json::Value) {
+    let subject = common::subject(&common::fixture("cloud-hypervisor/state.json"));
+    let mut area = subject.state().unwrap().image().to_compacted();
+    area.resize(4096, 0);
+    let words = area
+        .chunks(4)
+        .map(|word| u32::from_le_bytes(word.try_into().unwrap()));
+    state["Kvm"]["xsave"] = serde_json::json!({ "region": words.collect::<Vec<_>>() });
 }
 
 /// The Cloud Hypervisor fixture with its vCPU several times.

@@ -61,7 +61,7 @@ fn a_snapshot_with_a_larger_area_than_there_can_be_is_refused() {
     let most = 65_536 / 4 - 1024;
     assert_eq!(with_extra(most).unwrap().vcpus[0].area.len(), 65_536);
     let error = with_extra(most + 1).unwrap_err().to_string();
-    assert!(error.contains("at most 15360 words"), "{error}");
+    assert!(error.contains("at most 15360 numbers"), "{error}");
 }
 
 #[test]
@@ -199,14 +199,14 @@ fn exercise(bytes: &[u8]) {
     };
     let mut subjects = Vec::new();
     for vcpu in snapshot.vcpus {
-        match vcpu.subject(&Given::default()) {
-            Ok(subject) => subjects.push(subject),
-            Err(error) => assert!(!error.to_string().is_empty()),
-        }
+        subjects.push(vcpu.subject(&Given::default()));
     }
     for subject in &subjects {
-        assert_eq!(rules::check(subject).len(), rules::Rule::ALL.len());
-        let _ = subject.state();
+        let broken = |finding: &rules::Finding| finding.verdict == rules::Verdict::Broken;
+        // What cannot be restored breaks a rule.
+        if subject.doubt.is_none() && subject.restorable().is_err() {
+            assert!(rules::check(subject).iter().any(broken));
+        }
         let palette = parts::palette(subject);
         for component in subject.layout.value.components() {
             let content = subject.component(component.id());

@@ -8,7 +8,7 @@
 )]
 
 use amxctl::rules::Rule;
-use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_xsave};
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2, kvm_xcrs, kvm_xsave};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 
 const EINVAL: i32 = 22;
@@ -138,4 +138,68 @@ fn mxcsr_counts_where_x87_sse_or_avx_is_in_use() {
             .danger()
             .contains("where x87, SSE or AVX is in use")
     );
+}
+
+/// The errno of KVM_SET_XCRS, and XCR0 afterwards.
+fn set_xcrs(machine: &Machine, xcrs: &kvm_xcrs) -> (i32, u64) {
+    let result = machine.vcpu.set_xcrs(xcrs);
+    let errno = result.map_or_else(|error| error.errno(), |()| 0);
+    let after = machine.vcpu.get_xcrs().unwrap();
+    (errno, after.xcrs[0].value)
+}
+
+/// What src/registers.rs makes of a list.
+#[test]
+fn lists_of_xcrs_have_the_effect_that_is_stated() {
+    let Some(machine) = machine(0) else { return };
+    let list = |nr_xcrs, flags, xcr, value| {
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs,
+            flags,
+            ..Default::default()
+        };
+        xcrs.xcrs[0].xcr = xcr;
+        xcrs.xcrs[0].value = value;
+        xcrs
+    };
+    for xcrs in [list(17, 0, 0, 3), list(1, 1, 0, 3), list(1, 0, 0, 0)] {
+        assert_eq!(set_xcrs(&machine, &xcrs), (EINVAL, 1), "{xcrs:?}");
+    }
+    for xcrs in [list(0, 0, 0, 3), list(1, 0, 1, 3)] {
+        assert_eq!(set_xcrs(&machine, &xcrs), (0, 1), "{xcrs:?}");
+    }
+    // The first counts.
+    let mut twice = list(2, 0, 0, 3);
+    twice.xcrs[1].value = 7;
+    assert_eq!(set_xcrs(&machine, &twice), (0, 3));
+}
+
+#[test]
+fn a_guest_without_xsave_has_xcr0_1() {
+    let Some(machine) = machine(u64::MAX) else {
+        return;
+    };
+    let told = machine.vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).unwrap();
+    let is_leaf = |entry: &&kvm_cpuid_entry2| (entry.function, entry.index) == (0xd, 0);
+    if told
+        .as_slice()
+        .iter()
+        .find(is_leaf)
+        .is_some_and(|leaf| leaf.eax != 0)
+    {
+        println!("skipped: this KVM rewrites CPUID, so that no guest is without XSAVE");
+        return;
+    }
+    let list = |value| {
+        let mut xcrs = kvm_xcrs {
+            nr_xcrs: 1,
+            ..Default::default()
+        };
+        xcrs.xcrs[0].value = value;
+        xcrs
+    };
+    assert_eq!(set_xcrs(&machine, &list(1)), (0, 1));
+    assert_eq!(set_xcrs(&machine, &list(3)), (EINVAL, 1));
+    // And its x87 and SSE are restored like any other's.
+    assert_eq!(machine.set_in_use(1 | SSE, 0x1f80), 0);
 }

@@ -29,13 +29,14 @@ fn a_snapshot_of_cloud_hypervisor_has_all_that_it_says() {
             panic!("one vCPU")
         };
         assert_eq!(vcpu.area, fixture("armed.xsave2"));
-        assert_eq!(vcpu.xcr0.unwrap().bits(), AMX);
-        assert_eq!(vcpu.xfd.unwrap().bits(), XTILEDATA);
-        assert_eq!(vcpu.xfd_err.unwrap().bits(), 0);
-        let Places::Cpuid(table) = &vcpu.places else {
+        assert_eq!(vcpu.listed.xcrs.as_ref().unwrap().list[0], (0, AMX));
+        assert_eq!(vcpu.listed.msr(0x1c4), Some(XTILEDATA));
+        assert_eq!(vcpu.listed.msr(0x1c5), Some(0));
+        assert!(vcpu.listed.is_complete && vcpu.listed.tsc_khz.is_some());
+        let Places::Cpuid(cpuid) = &vcpu.places else {
             panic!("CPUID")
         };
-        assert_eq!(table.leaf(0xd, 18), [8192, 2816, 6, 0]);
+        assert_eq!(cpuid.table.leaf(0xd, 18), [8192, 2816, 6, 0]);
     }
 }
 
@@ -71,22 +72,34 @@ fn the_text_of_firecracker_has_the_same_layout_and_no_xfd() {
     assert_eq!(snapshot.format, Format::Firecracker);
     let vcpu = &snapshot.vcpus[0];
     assert_eq!(vcpu.area.len(), 11_008);
-    assert_eq!(vcpu.xcr0.unwrap().bits(), AMX);
-    assert_eq!(vcpu.xfd, None);
-    let Places::Cpuid(table) = &vcpu.places else {
+    assert_eq!(vcpu.listed.xcrs.as_ref().unwrap().list[0], (0, AMX));
+    assert_eq!(vcpu.listed.msr(0x1c4), None);
+    let Places::Cpuid(cpuid) = &vcpu.places else {
         panic!("CPUID")
     };
+    let table = &cpuid.table;
     assert_eq!(table.len(), 61);
     assert_eq!(table.leaf(0xd, 18), [8192, 2816, 6, 0]);
     // Leaf 1 has no sub-leaves, leaf 7 has.
     assert_eq!(table.leaf(1, 99), table.leaf(1, 0));
     assert_eq!(table.leaf(7, 99), [0; 4]);
-    let subject = snapshot.vcpus[0]
-        .clone()
-        .subject(&Given::default())
-        .unwrap();
+    let subject = snapshot.vcpus[0].clone().subject(&Given::default());
     assert_eq!(subject.xstate_bv().bits(), 0x2a2);
     assert!(subject.state().is_ok());
+}
+
+#[test]
+fn the_xcrs_of_firecracker_are_as_many_as_it_says() {
+    let text = String::from_utf8(fixture("firecracker.txt")).unwrap();
+    for (count, xcr0) in [("0", 1), ("17", 1), ("1", AMX)] {
+        let changed = text.replacen("nr_xcrs: 1,", &format!("nr_xcrs: {count},"), 1);
+        assert_eq!(changed == text, count == "1");
+        let subject = subject(changed.as_bytes());
+        assert_eq!(subject.xcr0.value.bits(), xcr0, "{count}");
+        let unsettled = subject.unsettled().map(|finding| finding.rule);
+        let expected = (count != "1").then_some(amxctl::rules::Rule::Xcr0);
+        assert_eq!(unsettled, expected, "{count}");
+    }
 }
 
 #[test]
@@ -121,7 +134,7 @@ fn states_of_ours_come_back_as_they_were() {
     let states: Vec<_> = snapshot
         .vcpus
         .into_iter()
-        .map(|vcpu| (vcpu.owner.id(), vcpu.subject(&Given::default()).unwrap()))
+        .map(|vcpu| (vcpu.owner.id(), vcpu.subject(&Given::default())))
         .collect();
     assert_eq!(states[0].0, 3);
     assert_eq!(states[0].1.state().unwrap(), state);
@@ -156,7 +169,7 @@ fn a_compacted_area_is_understood() {
     // What Linux says of its area, so that the layout can be guessed.
     compacted[464..472].copy_from_slice(&AMX.to_le_bytes());
     let subject = subject(&compacted);
-    assert!(subject.was_compacted());
+    assert!(subject.is_compacted());
     assert_eq!(
         subject.component(ComponentId::XTILEDATA),
         standard.component(ComponentId::XTILEDATA)
@@ -170,7 +183,7 @@ fn what_is_given_comes_before_what_the_file_says() {
         xfd: Some(XFeatures::empty()),
         ..Given::default()
     };
-    let subject = vcpu.subject(&given).unwrap();
+    let subject = vcpu.subject(&given);
     assert_eq!(subject.registers().xfd, XFeatures::empty());
 }
 
@@ -255,7 +268,17 @@ fn broken_files_are_named_with_the_byte() {
             b"\x19\x43\x56\x54\x47\x38\x05\x55".to_vec(),
             "this is an image of CRIU",
         ),
+        (b"QFI\xfb\0\0\0\x03".to_vec(), "this is a qcow2 image"),
+        (
+            b"\xd2\xbe\xd2\xbe\x08\0\0\0".to_vec(),
+            "a suspended state or snapshot of VMware",
+        ),
+        (
+            b"\x7fVirtualBox SavedState V2.0\n".to_vec(),
+            "a saved state of VirtualBox",
+        ),
         (b"\x1f\x8b\x08\0".to_vec(), "compressed by gzip"),
+        (b"BZh91AY&SY".to_vec(), "compressed by bzip2"),
         (
             vec![7; 575],
             "found 575 bytes that begin with [07, 07, 07, 07, 07, 07, 07, 07]",

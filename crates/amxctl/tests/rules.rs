@@ -11,6 +11,7 @@ mod common;
 
 use std::sync::LazyLock;
 
+use amxctl::registers::Listed;
 use amxctl::rules::{Rule, Verdict, check};
 use amxctl::vcpu::{Owner, Places, Vcpu};
 use amxctl::{Given, Subject};
@@ -45,6 +46,8 @@ fn tiles_in_use_while_xfd_disables_them_are_found() {
     let finding = check(&subject).pop().unwrap();
     assert!(finding.values.contains("XTILEDATA"), "{}", finding.values);
     assert!(finding.rule.danger().contains("#NM"));
+    // A host dies of them whatever is in them; here they are zero, so that nothing is lost without them.
+    assert!(finding.is_mendable);
 }
 
 #[test]
@@ -57,7 +60,7 @@ fn an_area_shorter_than_its_cpuid_needs_is_found() {
     }));
     assert_eq!(broken(&subject), [Rule::Length]);
     let finding = check(&subject).remove(0);
-    assert_eq!(finding.values, "4096 bytes; its CPUID needs 11008");
+    assert_eq!(finding.values, "4096 bytes; its layout requires 11008");
 }
 
 #[test]
@@ -66,7 +69,7 @@ fn tiles_whose_xfd_nobody_knows_are_not_judged() {
     let finding = check(&subject).pop().unwrap();
     assert_eq!(
         (finding.rule, finding.verdict),
-        (Rule::XfdInUse, Verdict::Unknown)
+        (Rule::XfdInUse, Verdict::Unknown { option: "--xfd" })
     );
 }
 
@@ -117,9 +120,13 @@ proptest! {
             owner: Owner::Vcpu(0),
             area: area.clone(),
             places: Places::Layout(layout.clone()),
+            listed: Listed::default(),
+        };
+        let mut given = Given {
             xcr0: Some(XFeatures::from_bits_retain(0x602e7)),
             xfd: Some(XFeatures::empty()),
             xfd_err: Some(XFeatures::empty()),
+            ..Given::default()
         };
         for change in changes {
             match change {
@@ -129,14 +136,16 @@ proptest! {
                     }
                 }
                 Change::Length(len) => vcpu.area.resize(len, 0),
-                Change::Xcr0(bits) => vcpu.xcr0 = Some(XFeatures::from_bits_retain(bits)),
-                Change::Xfd(bits) => vcpu.xfd = Some(XFeatures::from_bits_retain(bits)),
-                Change::XfdErr(bits) => vcpu.xfd_err = Some(XFeatures::from_bits_retain(bits)),
+                Change::Xcr0(bits) => given.xcr0 = Some(XFeatures::from_bits_retain(bits)),
+                Change::Xfd(bits) => given.xfd = Some(XFeatures::from_bits_retain(bits)),
+                Change::XfdErr(bits) => given.xfd_err = Some(XFeatures::from_bits_retain(bits)),
             }
         }
-        let subject = vcpu.subject(&Given::default()).unwrap();
+        let subject = vcpu.subject(&given);
         let broken = broken(&subject);
-        if !subject.was_compacted() {
+        if subject.is_compacted() {
+            prop_assert!(broken.contains(&Rule::Format), "{:?}", broken);
+        } else {
             prop_assert_eq!(
                 subject.state().is_ok(),
                 broken.is_empty(),

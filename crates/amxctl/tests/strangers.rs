@@ -14,7 +14,7 @@ use std::process::{Command, Output};
 
 use amxctl::open::open_bytes;
 use amxctl::rules::{Rule, Verdict, check};
-use amxctl::vcpu::SubjectError;
+use amxctl::vcpu::Doubt;
 use amxctl::{Given, Subject};
 use common::{fixture, fixtures};
 use cpuid_amx::Table;
@@ -28,10 +28,10 @@ fn amxctl(arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-fn raw(bytes: &[u8], cpuid: Option<&str>) -> Result<Subject, SubjectError> {
+fn raw(bytes: &[u8], cpuid: Option<&str>) -> Subject {
     let cpuid = cpuid.map(|name| {
         let text = String::from_utf8(fixture(name)).unwrap();
-        (text.parse::<Table>().unwrap(), "--cpuid".to_owned())
+        (text.parse::<Table>().unwrap().into(), "--cpuid".to_owned())
     });
     let given = Given {
         cpuid,
@@ -85,12 +85,25 @@ fn every_generation_of_firecracker_s_vmstate_is_named() {
 fn an_area_that_was_cut_is_not_guessed() {
     for name in ["intel-cut-2688", "intel-cut-2688-pkru-initial"] {
         let area = fixture(&format!("strangers/{name}.xsave"));
-        let error = raw(&area, None).unwrap_err().to_string();
-        assert!(error.contains("2688 bytes"), "{error}");
-        assert!(error.contains("--cpuid"), "{error}");
+        let unknown = raw(&area, None);
+        assert_eq!(broken(&unknown), []);
+        let doubt = unknown.doubt.unwrap();
+        assert!(matches!(doubt, Doubt::NoneFits(_)));
+        let doubt = doubt.to_string();
+        assert!(doubt.contains("2688 bytes"), "{doubt}");
+        assert!(doubt.contains("--cpuid"), "{doubt}");
         // The guest's CPUID says how long it has to be, and what is in use is there.
-        let known = raw(&area, Some("icelake.cpuid")).unwrap();
+        let known = raw(&area, Some("icelake.cpuid"));
         assert_eq!(broken(&known), [Rule::Length]);
+    }
+    // Nothing is said to be restorable, and nothing to be broken.
+    let file = "strangers/intel-cut-2688.xsave";
+    for arguments in [
+        &["verify", file, "--on", "node-17.json"][..],
+        &["compat", file, "node-17.json"],
+    ] {
+        let judged = amxctl(arguments);
+        assert_eq!(judged.status.code(), Some(4), "{judged:?}");
     }
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("whole.xsave2");
@@ -120,9 +133,9 @@ fn an_area_that_was_cut_is_not_guessed() {
 fn a_guest_may_have_fewer_components_than_its_host() {
     let area = fixture("strangers/noamx-on-amx-host.xsave");
     // PKRU is in use, and two layouts have it at two places.
-    let guessed = raw(&area, None).unwrap();
+    let guessed = raw(&area, None);
     assert_eq!(broken(&guessed), []);
-    assert!(guessed.other_layout.is_some());
+    assert!(matches!(guessed.doubt, Some(Doubt::Other(_))));
     let file = "strangers/noamx-on-amx-host.xsave";
     for arguments in [
         &["verify", file, "--on", "node-17.json"][..],
@@ -131,7 +144,7 @@ fn a_guest_may_have_fewer_components_than_its_host() {
         let judged = amxctl(arguments);
         assert_eq!(judged.status.code(), Some(4), "{judged:?}");
     }
-    let known = raw(&area, Some("icelake.cpuid")).unwrap();
+    let known = raw(&area, Some("icelake.cpuid"));
     assert_eq!(broken(&known), []);
     assert!(known.state().is_ok());
 }
@@ -139,8 +152,8 @@ fn a_guest_may_have_fewer_components_than_its_host() {
 #[test]
 fn a_compacted_area_is_shown_by_its_own_places() {
     let area = fixture("strangers/compacted.xsave");
-    let subject = raw(&area, None).unwrap();
-    assert!(subject.was_compacted());
+    let subject = raw(&area, None);
+    assert!(subject.is_compacted());
     assert_eq!(broken(&subject), [Rule::Format]);
     let placed = XFeatures::from_bits_retain(0x602e7);
     let mut seen = 0;

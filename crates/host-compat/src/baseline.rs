@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
+use crate::guest_cpu::{GuestCpu, NoGuestCpu};
 use crate::host::{Host, Obstacle};
 use cpuid_amx::features::{Feature, FeatureSet};
 use cpuid_amx::policy::Policy;
@@ -17,9 +18,11 @@ use cpuid_amx::table::{CpuidTable, Table};
 mod analysis;
 mod document;
 mod lines;
+mod shared;
 
 pub use document::{FORMAT, VERSION};
 pub use lines::{LineError, Lines};
+pub(crate) use shared::{Leaf, Shared, is_vendor};
 
 /// A fleet can have so many kinds of hosts: processors, kernels and settings that give guests
 /// different features. What a tally needs of memory is bounded by it, not by the number of hosts.
@@ -62,6 +65,8 @@ pub const MAX_LOSSES: usize = 256;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fleet {
     kinds: BTreeMap<Kind, Tally>,
+    /// `None` without a described host.
+    shared: Option<Shared>,
 }
 
 /// What a host can give to guests, as the registers that say it, and why AMX is not part of it.
@@ -189,6 +194,7 @@ impl Fleet {
     pub const fn new() -> Self {
         Self {
             kinds: BTreeMap::new(),
+            shared: None,
         }
     }
 
@@ -200,6 +206,7 @@ impl Fleet {
     pub fn add(&mut self, host: &Host) -> Result<(), TooManyKinds> {
         let tally = self.tally(Kind::of(host))?;
         tally.add(host);
+        self.share(Shared::of(host));
         Ok(())
     }
 
@@ -221,7 +228,26 @@ impl Fleet {
         for (kind, tally) in other.kinds {
             self.kinds.entry(kind).or_default().merge(tally);
         }
+        self.share(other.shared);
         Ok(())
+    }
+
+    fn share(&mut self, other: Option<Shared>) {
+        match (&mut self.shared, other) {
+            (Some(shared), Some(other)) => shared.merge(other),
+            (shared @ None, other) => *shared = other,
+            (Some(_), None) => {}
+        }
+    }
+
+    /// Returns the CPU of a guest that runs on every described host of the fleet.
+    ///
+    /// # Errors
+    ///
+    /// There is none: see [`NoGuestCpu`].
+    pub fn guest_cpu(&self) -> Result<GuestCpu, NoGuestCpu> {
+        let shared = self.shared.as_ref().ok_or(NoGuestCpu::NoHosts)?;
+        GuestCpu::new(shared, &self.baseline().features)
     }
 
     /// How many hosts there are.

@@ -119,7 +119,11 @@ impl Found {
 
 /// All that the guest sees in CPUID.
 fn cpuid_of(guest: &Guest<'_>, cpuid: &Table, host: &Host, there: &FeatureSet, found: &mut Found) {
-    let own = coherence::check(cpuid).into_iter();
+    let own = match guest.entries {
+        Some(entries) => coherence::check(&entries.to_vec()),
+        None => coherence::check(cpuid),
+    };
+    let own = own.into_iter();
     found.contradictions = own.filter(|own| !own.is_recomputed_by_kvm()).collect();
     let Some(has) = host.coherent_cpuid() else {
         return;

@@ -127,6 +127,18 @@ impl FeatureMsr {
     }
 }
 
+/// The value of IA32_ARCH_CAPABILITIES that neither of two hosts is less than.
+pub(crate) fn shared_arch_capabilities(ours: u64, theirs: u64) -> u64 {
+    let [arch, _] = ALL;
+    arch.shared(ours, theirs)
+}
+
+/// The bits of IA32_ARCH_CAPABILITIES that say that something is worse.
+pub(crate) const fn arch_capabilities_inverted() -> u64 {
+    let [arch, _] = ALL;
+    arch.inverted
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -150,6 +150,81 @@ const LEAVES: [(u32, u32, [Register; 4]); 15] = [
     (0x8000_0021, 0, [ALL, Own, Own, Own]),
 ];
 
+/// The leaves with features, each with its sub-leaf.
+pub(crate) fn places() -> impl Iterator<Item = (u32, u32)> {
+    LEAVES.into_iter().map(|(leaf, subleaf, _)| (leaf, subleaf))
+}
+
+fn says(leaf: u32, subleaf: u32) -> [Register; 4] {
+    let found = LEAVES
+        .into_iter()
+        .find(|(own, below, _)| (*own, *below) == (leaf, subleaf));
+    found.map_or([Own; 4], |(.., registers)| registers)
+}
+
+/// What a leaf says of features, without what belongs to the one host or to another module.
+pub(crate) fn features(leaf: u32, subleaf: u32, value: [u32; 4]) -> [u32; 4] {
+    let mut features = value;
+    for (register, says) in features.iter_mut().zip(says(leaf, subleaf)) {
+        *register &= match says {
+            Features(mask) => mask,
+            Lacks(_) => u32::MAX,
+            Numbers(numbers) => all(numbers),
+            Own => 0,
+        };
+    }
+    features
+}
+
+/// The bits of a register that each stand for a feature.
+pub(crate) fn plain(leaf: u32, subleaf: u32, register: Name, value: u32) -> u32 {
+    let found = Name::ALL.into_iter().zip(says(leaf, subleaf));
+    let mut found = found.filter(|(own, _)| *own == register);
+    match found.next() {
+        Some((_, Features(mask))) => value & mask,
+        Some((_, Lacks(inverted))) => value & !inverted,
+        _ => 0,
+    }
+}
+
+/// What two hosts have in common of a leaf's features.
+pub(crate) fn shared(leaf: u32, subleaf: u32, ours: [u32; 4], theirs: [u32; 4]) -> [u32; 4] {
+    let mut shared = ours;
+    let both = shared.iter_mut().zip(theirs).zip(says(leaf, subleaf));
+    for ((ours, theirs), says) in both {
+        *ours = in_common(says, *ours, theirs);
+    }
+    shared
+}
+
+/// Bits of a register that are given a value; the others stay as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Forced {
+    pub(crate) mask: u32,
+    pub(crate) value: u32,
+}
+
+/// What makes `target` of any host's leaf that has at least these features: bits for a feature stay or
+/// are cleared, and none is set that a host might lack.
+pub(crate) fn forced(leaf: u32, subleaf: u32, target: [u32; 4]) -> [Forced; 4] {
+    let mut forced = [Forced::default(); 4];
+    let each = forced.iter_mut().zip(target).zip(says(leaf, subleaf));
+    for ((forced, target), says) in each {
+        let (mask, value) = match says {
+            Features(mask) => (mask & !target, 0),
+            Lacks(inverted) => (!inverted & !target | inverted & target, inverted & target),
+            Numbers(numbers) => (all(numbers), all(numbers) & target),
+            Own => (0, 0),
+        };
+        *forced = Forced { mask, value };
+    }
+    forced
+}
+
+fn all(numbers: &[Number]) -> u32 {
+    numbers.iter().fold(0, |all, number| all | number.mask())
+}
+
 /// Leaves that are there for one feature, and go where a host lacks them: SGX, PT, Key Locker, AVX10.
 const WHOLE: [u32; 4] = [0x12, 0x14, 0x19, 0x24];
 

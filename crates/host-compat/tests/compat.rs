@@ -12,7 +12,8 @@ use std::slice;
 
 use common::{entries, fixture};
 use cpuid_amx::{
-    AmxFeatures, CpuidTable, Feature, FeatureSet, Level, PermissionError, Policy, Table, coherence,
+    AmxFeatures, Contradiction, CpuidTable, Entry, Feature, FeatureSet, Level, PermissionError,
+    Policy, Table, coherence,
 };
 use host_compat::FeatureMsrs;
 use host_compat::Host;
@@ -92,6 +93,28 @@ fn told(compatibility: Compatibility) -> Compatibility {
 }
 
 const NOTHING: XFeatures = XFeatures::empty();
+
+/// A table has what the guest sees; what hides the rest is only in the list.
+#[test]
+fn the_list_of_entries_tells_what_hides_others() {
+    let mut list: Vec<_> = generation(Level::SapphireRapids).entries().collect();
+    let tiles = list.iter().position(|entry| entry.leaf == 0x1d).unwrap();
+    let zeros = Entry {
+        leaf: 0x1d,
+        subleaf: None,
+        value: [0; 4],
+    };
+    list.insert(tiles, zeros);
+    let table: Table = list.iter().copied().collect();
+    let host = host(&table);
+    let hides = |guest: Guest<'_>| {
+        let contradictions = compat::check(guest, &host).contradictions;
+        let mut all = contradictions.iter();
+        all.any(|one| matches!(one, Contradiction::Unflagged { leaf: 0x1d, .. }))
+    };
+    assert!(hides(Guest::new(&table).listed(&list)));
+    assert!(!hides(Guest::new(&table)));
+}
 
 #[test]
 fn a_guest_runs_where_it_comes_from() {
@@ -483,6 +506,35 @@ fn with_cet(table: &Table) -> Table {
 }
 
 /// CET is given by newer kernels. With it go shadow stacks and IBT, which need no IA32_XSS.
+/// What a register says is not enabled is not said to be, and what it is guessed to be neither.
+#[test]
+fn what_is_in_use_and_what_is_guessed_is_not_called_enabled() {
+    let table = generation(Level::SapphireRapids);
+    let there = host(&without_amx());
+    let usage = |states: &[ExtendedState<'_>], guessed: bool| {
+        let mut guest = Guest::new(&table).running(states);
+        if guessed {
+            guest = guest.with_guessed_xcr0();
+        }
+        let found = compat::check(guest, &there).reasons;
+        found.iter().find_map(|reason| match reason {
+            Reason::Component { sees, usage } if sees.id == ComponentId::XTILEDATA => Some(*usage),
+            _ => None,
+        })
+    };
+    let enabled = [vcpu(&table, 0x602e7, NOTHING, NOTHING)];
+    assert_eq!(usage(&enabled, false), Some(Usage::Enabled));
+    assert_eq!(usage(&enabled, true), Some(Usage::NotKnown));
+    for xcr0 in [0x2e7, 0x602e7] {
+        let in_use = [vcpu(&table, xcr0, NOTHING, XFeatures::AMX)];
+        assert_eq!(usage(&in_use, true), Some(Usage::InUse));
+        let known = usage(&in_use, false);
+        assert_eq!(known == Some(Usage::InUse), xcr0 == 0x2e7, "{known:?}");
+    }
+    let idle = [vcpu(&table, 0x2e7, NOTHING, NOTHING)];
+    assert_eq!(usage(&idle, false), Some(Usage::NotEnabled));
+}
+
 #[test]
 fn supervisor_components_by_ia32_xss() {
     let older = without_amx();

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use amx_lab::{Cpu, Kernel};
 use common::{amx_lab, example, output, store, text};
+use cpuid_amx::{AmxFeatures, Level};
 
 /// What the program `look` says in such a lab.
 fn look(kernel: Kernel, cpu: Cpu, cpus: u32, module: &Path, how: &[&str]) -> Vec<String> {
@@ -38,6 +39,36 @@ fn look(kernel: Kernel, cpu: Cpu, cpus: u32, module: &Path, how: &[&str]) -> Vec
     );
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     text(&output.stdout).lines().map(str::to_owned).collect()
+}
+
+/// Holds a processor to the AMX features of its name, in CPUID and where Linux shows them. It has words for those of
+/// the first processors only.
+fn has_its_amx(cpu: Cpu, lines: &[String]) {
+    let level = cpu.name().parse::<Level>();
+    let expected = level.map_or(AmxFeatures::empty(), Level::features);
+    let cpuid = |leaf: u32, subleaf: u32| {
+        let start = format!("cpuid 0 {leaf:08x}.{subleaf:02x}: ");
+        let line = lines.iter().find_map(|line| line.strip_prefix(&start));
+        let mut registers = line.unwrap_or_default().split_whitespace();
+        [(); 4].map(|()| u32::from_str_radix(registers.next().unwrap_or("0"), 16).unwrap())
+    };
+    let found = AmxFeatures::from_cpuid(cpuid);
+    assert_eq!(found, expected, "{cpu}");
+    let flags = lines
+        .iter()
+        .find_map(|line| line.strip_prefix("cpuinfo flags"))
+        .unwrap();
+    let mut shown: Vec<&str> = flags
+        .split_whitespace()
+        .filter(|flag| flag.starts_with("amx"))
+        .collect();
+    shown.sort_unstable();
+    let words: &[&str] = if expected.is_empty() {
+        &[]
+    } else {
+        &["amx_bf16", "amx_int8", "amx_tile"]
+    };
+    assert_eq!(shown, words, "{cpu}");
 }
 
 fn is_the_same(kernel: Kernel, cpu: Cpu, cpus: u32) {
@@ -70,6 +101,7 @@ fn is_the_same(kernel: Kernel, cpu: Cpu, cpus: u32) {
             "processor {number}"
         );
     }
+    has_its_amx(cpu, &booted);
     // It has looked: some of each kind.
     for kind in [
         "cpuid 0 0000000d.01: ",

@@ -232,7 +232,7 @@ pub enum VcpuCause {
 }
 
 #[cfg(test)]
-mod tests {
+mod live_kvm {
     use std::time::Duration;
 
     use amx_guest::{Kind, Workload};
@@ -253,7 +253,7 @@ mod tests {
         (0x400, u64::MAX),
     ];
 
-    /// However long the lists of MSRs become. On live KVM.
+    /// However long the lists of MSRs become.
     #[test]
     fn any_number_of_msrs_is_read() {
         let Some(host) = live() else { return };
@@ -266,7 +266,6 @@ mod tests {
         }
     }
 
-    /// On live KVM.
     #[test]
     fn memory_types_and_machine_checks_are_captured_and_arrive() {
         let Some(host) = live() else { return };

@@ -145,17 +145,12 @@ impl From<compat::Reason> for Reason {
 
 #[cfg(test)]
 mod tests {
-    use amx_guest::Workload;
     use cpuid_amx::{AmxFeatures, Feature, Policy, Table};
     use host_compat::compat::{Reason as Compat, Usage};
     use xsave_state::{ComponentId, ExtendedState, Misfit, XFeatures};
 
     use super::*;
-    use crate::host::tests::live;
-    use crate::registers::Msr;
-    use crate::restore::RestoreError;
     use crate::snapshot::tests::{cpuid, snapshot};
-    use crate::vm::Vm;
 
     /// The snapshot's own processor with other values of some sub-leaves.
     fn host(changes: &[(u32, u32, [u32; 4])]) -> host_compat::Host {
@@ -242,8 +237,20 @@ mod tests {
             assert!(reasons.contains(&Compat::Loss { vcpu, loss }));
         }
     }
+}
 
-    /// A file says of the guest what a source would say. On live KVM.
+#[cfg(test)]
+mod live_kvm {
+    use amx_guest::Workload;
+    use host_compat::compat::Reason as Compat;
+
+    use super::*;
+    use crate::host::tests::live;
+    use crate::registers::Msr;
+    use crate::restore::RestoreError;
+    use crate::vm::Vm;
+
+    /// A file says of the guest what a source would say.
     #[test]
     fn a_snapshot_is_compared_with_all_of_the_host() {
         let Some(host) = live() else { return };

@@ -244,12 +244,7 @@ pub enum VcpuCause {
 
 #[cfg(test)]
 mod tests {
-    use amx_guest::Workload;
-    use xsave_state::XFeatures;
-    use xsave_state::kvm::VcpuLayoutError;
-
     use super::*;
-    use crate::host::tests::live;
 
     #[test]
     fn an_msr_that_kvm_does_not_know_is_written_if_it_has_a_value() {
@@ -268,6 +263,16 @@ mod tests {
         // written with the extended state.
         assert_eq!(written, [msr(1, 0), msr(4, 7), msr(5, 8)]);
     }
+}
+
+#[cfg(test)]
+mod live_kvm {
+    use amx_guest::Workload;
+    use xsave_state::XFeatures;
+    use xsave_state::kvm::VcpuLayoutError;
+
+    use super::*;
+    use crate::host::tests::live;
 
     fn tsc(vcpu: &mut VcpuState) -> &mut u64 {
         let mut msrs = vcpu.msrs.iter_mut();
@@ -308,7 +313,7 @@ mod tests {
     }
 
     /// Each vCPU is compared with this host, not the first alone: KVM would keep the component where the host
-    /// has it, and the guest would compute with other bytes. On live KVM.
+    /// has it, and the guest would compute with other bytes.
     #[test]
     fn another_vcpu_that_claims_a_component_elsewhere_is_refused() {
         let Some(host) = live() else { return };

@@ -21,7 +21,7 @@ use amx_vmm::fit::Reason;
 use amx_vmm::linux::devices::{Devices, Switched};
 use amx_vmm::linux::log::Log;
 use amx_vmm::migration::{
-    Offer, Options, Progress, ReceiveError, SendError, receive, receive_with, send,
+    Cancel, Offer, Options, Progress, ReceiveError, SendError, receive, receive_with, send,
 };
 use amx_vmm::{Host, Linux, LinuxError, Snapshot, Vm, file};
 use cpuid_amx::{AmxFeatures, Level, Policy};
@@ -267,14 +267,12 @@ const NOTICED: &str = "noticed";
 
 /// Tries to move it to where it lacks AMX. True if tiles of vCPU 0 were among the reasons.
 fn is_refused_for_its_tiles(vm: &mut Vm, host: &Host, devices: &Devices, offer: &Offer) -> bool {
-    let patience = Duration::from_secs(60);
+    let deadline = Duration::from_secs(60);
     let (here, there) = UnixStream::pair().expect("a socket");
-    let options = Options {
-        patience,
-        ..Options::default()
-    };
+    let options = Options::within(deadline);
     let (sent, received) = thread::scope(|scope| {
-        let received = scope.spawn(|| receive_with(host, offer, there, patience, |_| {}));
+        let received =
+            scope.spawn(|| receive_with(host, offer, there, deadline, &Cancel::default(), |_| {}));
         let guest = (devices, Some(devices));
         let sent = send(vm, host, guest, here, &options, |_| {
             panic!("no page may be sent")
@@ -331,7 +329,7 @@ fn it_is_moved_over_sockets_while_it_computes() {
         return;
     };
     let socket = |left: u32| std::env::temp_dir().join(format!("{name}.{left}"));
-    let patience = Duration::from_secs(600);
+    let deadline = Duration::from_secs(600);
     let (mut vm, devices, left) = match job() {
         None => {
             linux.vcpus = 2;
@@ -342,7 +340,7 @@ fn it_is_moved_over_sockets_while_it_computes() {
         Some(left) => {
             let left: u32 = left.parse().expect("a number");
             let stream = UnixStream::connect(socket(left)).expect("the source listens");
-            let received = receive(&host, stream, patience).expect("it comes");
+            let received = receive(&host, stream, deadline).expect("it comes");
             let devices = received.devices.expect("it is a Linux guest");
             (received.vm, devices, left)
         }
@@ -356,10 +354,7 @@ fn it_is_moved_over_sockets_while_it_computes() {
     let listener = UnixListener::bind(socket(next)).expect("the path is free");
     let mut destination = start_elsewhere(name, &next.to_string());
     let stream = destination.comes_to(&listener);
-    let options = Options {
-        patience,
-        ..Options::default()
-    };
+    let options = Options::within(deadline);
     let guest = (&devices, Some(&devices));
     let report = send(&mut vm, &host, guest, stream, &options, |progress| {
         if let Progress::Round(round) = progress {

@@ -30,6 +30,7 @@ const WITHOUT_AMX: [Cpu; 3] = [Cpu::TigerLake, Cpu::SkylakeX, Cpu::ArrowLake];
 
 /// The host where the guest boots, the guest's kernel, and the host where it goes on.
 #[test]
+#[ignore = "it runs for minutes: cargo matrix"]
 fn every_kernel_to_every_kernel() {
     let Some(carrier) = Carrier::new("every_kernel_to_every_kernel") else {
         return;
@@ -96,6 +97,7 @@ fn every_kernel_to_every_kernel() {
 
 /// From a host with AMX to each processor without, and back.
 #[test]
+#[ignore = "it runs for minutes: cargo matrix"]
 fn between_processors() {
     let Some(carrier) = Carrier::new("between_processors") else {
         return;
@@ -157,6 +159,44 @@ fn between_processors() {
         ]);
     }
     println!("{table}");
+}
+
+/// A guest of what both have goes from a host with more of AMX to one with less, and back, with live tiles. One that
+/// sees all of AMX is refused there.
+#[test]
+#[ignore = "it runs for minutes: cargo matrix"]
+fn between_processors_with_amx() {
+    let Some(carrier) = Carrier::new("between_processors_with_amx") else {
+        return;
+    };
+    let (kernel, less) = (Kernel::default(), Place::default());
+    let more = Place {
+        cpu: Cpu::GraniteRapids,
+        ..less
+    };
+    let all = Task::Boot(Boot::default());
+    let (_, sees_all) = carrier.run(more, kernel, None, &all);
+    let (refused, _) = carrier.run(less, kernel, sees_all.as_deref(), &Task::Refuse);
+    let refused = refused.refused.expect("it says why");
+    assert!(refused.contains("AMX-FP16"), "{refused}");
+
+    let (described, _) = carrier.run(less, kernel, None, &Task::Describe);
+    let host = described.description.expect("it was asked for");
+    let boot = Task::Boot(Boot { others: vec![host] });
+    let go_on = |end| {
+        Task::GoOn(GoOn {
+            end,
+            ..GoOn::default()
+        })
+    };
+    let (booted, snapshot) = carrier.run(more, kernel, None, &boot);
+    let (there, back) = carrier.run(less, kernel, snapshot.as_deref(), &go_on(false));
+    let (ended, _) = carrier.run(more, kernel, back.as_deref(), &go_on(true));
+    for (now, before) in [(&there, &booted), (&ended, &there)] {
+        assert!(now.went_on(before), "{now:?}");
+        assert!(before.live().contains(XFeatures::XTILEDATA), "{before:?}");
+        println!("{} live at the stop: all right", names(before.live()));
+    }
 }
 
 /// By cpuid-amx's reasons, each typed.

@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use amx_guest::Workload;
 use amx_vmm::linux::Guest;
-use amx_vmm::migration::destination::Stream;
 use amx_vmm::migration::frame::FrameError;
-use amx_vmm::migration::{Options, ReceiveError, Received, Report, SendError, receive, send};
+use amx_vmm::migration::{
+    Cancel, Options, ReceiveError, Received, Report, SendError, Stream, receive, send,
+};
 use amx_vmm::{Bus, BusError, Console, Host, Vm};
 use support::lab::in_lab;
 use support::midway::{Midway, midway, outlasting, slower};
@@ -81,8 +82,8 @@ impl Write for Cut {
 }
 
 impl Stream for Cut {
-    fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        self.stream.set_patience(patience)
+    fn set_timeout(&self, time: Duration) -> io::Result<()> {
+        self.stream.set_timeout(time)
     }
 }
 
@@ -115,10 +116,7 @@ fn moved(host: &Host, mut vm: Vm, left: usize, from_commit: Option<usize>) -> Ou
         left: Arc::new(AtomicUsize::new(left)),
         from_commit,
     };
-    let options = Options {
-        patience: PATIENCE,
-        ..Options::default()
-    };
+    let options = Options::within(PATIENCE);
     thread::scope(|scope| {
         let received = scope.spawn(|| receive(host, there, PATIENCE));
         let console = Console::default();
@@ -231,10 +229,7 @@ fn the_guest_runs_while_the_destination_takes_its_time() {
     let mut vm = Vm::boot_counter(&host, 1, u64::MAX).expect("the guest boots");
     let (here, mut there) = UnixStream::pair().expect("a socket");
     let counter = Counter::default();
-    let options = Options {
-        patience: PATIENCE,
-        ..Options::default()
-    };
+    let options = Options::within(PATIENCE);
     let sent = thread::scope(|scope| {
         let destination = scope.spawn(|| {
             let mut hello = [0; MESSAGE];
@@ -261,12 +256,10 @@ fn a_bare_guest_is_not_taken_for_a_linux_guest() {
         mut vm, workloads, ..
     } = guest(&host);
     let (here, there) = UnixStream::pair().expect("a socket");
-    let options = Options {
-        patience: PATIENCE,
-        ..Options::default()
-    };
+    let options = Options::within(PATIENCE);
     let (sent, received) = thread::scope(|scope| {
-        let received = scope.spawn(|| Guest::receive(&host, there, PATIENCE, |_| {}).err());
+        let received = scope
+            .spawn(|| Guest::receive(&host, there, PATIENCE, &Cancel::default(), |_| {}).err());
         let console = Console::default();
         let sent = send(&mut vm, &host, (&console, None), here, &options, |_| {});
         (sent, received.join().expect("it does not panic"))

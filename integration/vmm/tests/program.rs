@@ -12,23 +12,31 @@
 
 mod support;
 
+use std::fs::Permissions;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use amx_vmm::migration::frame::{Hello, VERSION};
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{self, Pid, Uid, pipe2};
 use serde_json::Value;
 use support::{accept, host, linux_guest};
 use tempfile::TempDir;
 
 /// Nothing here takes longer, also under emulation.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Another user.
+const NOBODY: u32 = 65534;
 /// A guest of which nothing is heard for so long does not work.
 const STANDS_STILL: Duration = Duration::from_secs(30);
 
@@ -250,7 +258,9 @@ fn a_guest_that_may_be_elsewhere_stands_still_until_the_operator_decides() {
                 "--control",
                 &here,
                 "--json",
-                "--patience-s",
+                "--max-downtime-ms",
+                "300000",
+                "--answer-s",
                 "300",
             ],
         );
@@ -297,6 +307,104 @@ fn a_guest_that_may_be_elsewhere_stands_still_until_the_operator_decides() {
     assert_eq!(code, Some(0), "{said:#?}");
     let ended = named(&said, "ended")[0];
     assert_eq!(ended["verdict"]["right"], true, "{ended:#}");
+}
+
+/// A destination that has taken the connection and says nothing holds neither the guest nor the operator.
+#[test]
+fn a_move_answers_orders_and_is_cancelled() {
+    let Some((_, linux)) = linux_guest() else {
+        return;
+    };
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let [here, socket] = ["here", "socket"].map(|name| folder.path(name));
+    let kernel = linux.kernel.to_str().expect("it is text");
+    let mut source = Beside::start(program, &["run", "--kernel", kernel, "--control", &here]);
+    source.state("running");
+    let before = works(program, &here, &Value::Null);
+    let listener = UnixListener::bind(&socket).expect("the path is free");
+    let order = |order: &str| run(program, &[order, "--control", &here, "--json"]);
+
+    let send = ["send", &socket, "--control", &here, "--deadline-s", "300"];
+    let mut sending = Beside::start(program, &send);
+    let silent = accept(&listener, || None);
+    sending.state("moving");
+    assert_eq!(status(program, &here)["state"], "moving");
+    let refused = order("resume");
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    assert!(
+        events(&refused).remove(0)["reason"]
+            .to_string()
+            .contains("amx-vmm cancel")
+    );
+    let cancelled = order("cancel");
+    assert_eq!(cancelled.status.code(), Some(0), "{cancelled:?}");
+    let (code, said) = sending.ends();
+    assert_eq!(code, Some(3), "{said:#?}");
+    let reason = named(&said, "not_moved")[0]["reason"].to_string();
+    assert!(reason.contains("cancelled"), "{reason}");
+    drop(silent);
+    works(program, &here, &before);
+    assert_eq!(
+        order("cancel").status.code(),
+        Some(1),
+        "there is nothing to cancel"
+    );
+
+    // To stop it is to cancel the move first.
+    let mut sending = Beside::start(program, &send);
+    let silent = accept(&listener, || None);
+    sending.state("moving");
+    let stopped = order("stop");
+    assert_eq!(stopped.status.code(), Some(0), "{stopped:?}");
+    assert_eq!(sending.ends().0, Some(3));
+    drop(silent);
+    let (code, said) = source.ends();
+    assert_eq!(code, Some(0), "{said:#?}");
+    assert_eq!(named(&said, "ended")[0]["how"], "off", "{said:#?}");
+}
+
+/// Nobody reads what the source says, and there is no room left for any of it.
+#[test]
+fn an_output_that_blocks_stops_no_guest() {
+    let Some((_, linux)) = linux_guest() else {
+        return;
+    };
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let [here, there, socket] = ["here", "there", "socket"].map(|name| folder.path(name));
+    let kernel = linux.kernel.to_str().expect("it is text");
+    let (_unread, full) = full_pipe();
+    let mut source = Command::new(program)
+        .args(["run", "--kernel", kernel, "--control", &here, "--json"])
+        .stdout(full)
+        .spawn()
+        .expect("the program can be started");
+    let started = Instant::now();
+    while !Path::new(&here).exists() {
+        assert!(started.elapsed() < PATIENCE);
+        thread::yield_now();
+    }
+    works(program, &here, &Value::Null);
+    let mut destination = Beside::start(program, &["receive", &socket, "--control", &there]);
+    destination.state("waiting");
+    let sent = run(program, &["send", &socket, "--control", &here, "--json"]);
+    assert_eq!(sent.status.code(), Some(0), "{sent:?}");
+    assert_eq!(source.wait().expect("it ends").code(), Some(0));
+    destination.state("running");
+    works(program, &there, &Value::Null);
+    let output = run(program, &["stop", "--control", &there, "--json"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert_eq!(destination.ends().0, Some(0));
+}
+
+/// Both ends of a pipe without room for another byte. Who writes to it waits.
+fn full_pipe() -> (OwnedFd, OwnedFd) {
+    let (read, write) = pipe2(OFlag::O_NONBLOCK).expect("a pipe");
+    while unistd::write(&write, &[b'\n'; 512]).is_ok() {}
+    while unistd::write(&write, b"\n").is_ok() {}
+    fcntl(&write, FcntlArg::F_SETFL(OFlag::empty())).expect("it is ours");
+    (read, write)
 }
 
 #[test]
@@ -356,7 +464,9 @@ fn a_guest_is_sent_saved_restored_and_stopped_by_hand() {
             "3",
             "--throttle-percent",
             "80",
-            "--patience-s",
+            "--max-downtime-ms",
+            "300000",
+            "--answer-s",
             "300",
         ],
     );
@@ -483,6 +593,94 @@ fn the_first_ctrl_c_ends_the_waiting_and_takes_the_sockets_away() {
     for path in sockets {
         assert!(!Path::new(&path).exists(), "{path}");
     }
+}
+
+/// Whatever a source does, a signal ends the waiting for it: here it has said Hello, and nothing more.
+#[test]
+fn a_signal_ends_a_destination_whose_source_says_nothing() {
+    if host().is_none() {
+        return;
+    }
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let socket = folder.path("socket");
+    let mut destination = Beside::start(program, &["receive", &socket]);
+    destination.state("waiting");
+    let mut source = UnixStream::connect(&socket).expect("it waits");
+    source.write_all(&hello(16 << 20)).expect("it listens");
+    let mut header = [0; 16];
+    source.read_exact(&mut header).expect("it offers something");
+    let id = i32::try_from(destination.process.id()).expect("it is small");
+    kill(Pid::from_raw(id), Signal::SIGTERM).expect("it is ours");
+    let (code, said) = destination.ends();
+    assert_eq!(code, Some(130), "{said:#?}");
+    assert_eq!(named(&said, "not_taken").len(), 1, "{said:#?}");
+}
+
+/// The bytes of a Hello: docs of `migration::frame`.
+fn hello(memory_bytes: u64) -> Vec<u8> {
+    let content = postcard::to_allocvec(&Hello {
+        version: VERSION,
+        memory_bytes,
+        has_platform: true,
+    })
+    .expect("it is a plain structure");
+    let length = u32::try_from(content.len()).expect("it is short");
+    let mut message: Vec<u8> = [1, 0, length]
+        .into_iter()
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    let checksum = crc32fast::hash(&[&message[..], &content].concat());
+    message.extend(checksum.to_le_bytes());
+    message.extend(content);
+    message
+}
+
+#[test]
+fn no_other_user_gives_orders() {
+    if host().is_none() {
+        return;
+    }
+    let Some(program) = program() else { return };
+    let folder = Folder::new();
+    let (mut process, [socket, orders]) = waits(program, &folder);
+    for path in [&socket, &orders] {
+        let mode = std::fs::metadata(path).expect("it is there").mode();
+        assert_eq!(mode & 0o777, 0o600, "{path}");
+    }
+    let as_another = || {
+        let mut status = Command::new(program);
+        status.args(["status", "--json", "--control", &orders]);
+        status.uid(NOBODY).gid(NOBODY).output()
+    };
+    let end = |process: &mut Child| {
+        let id = i32::try_from(process.id()).expect("it is small");
+        kill(Pid::from_raw(id), Signal::SIGINT).expect("it is ours");
+        process.wait().expect("it ends")
+    };
+    if !Uid::effective().is_root() {
+        end(&mut process);
+        println!("skipped: to be another user takes root");
+        return;
+    }
+    // Even where somebody has opened the way to it.
+    let open = |path: &Path, mode| {
+        std::fs::set_permissions(path, Permissions::from_mode(mode)).expect("it is ours");
+    };
+    open(folder.0.path(), 0o755);
+    open(Path::new(&orders), 0o666);
+    let refused = match as_another() {
+        Ok(output) => output,
+        Err(error) => {
+            end(&mut process);
+            println!("skipped: the program cannot be started by another user: {error}");
+            return;
+        }
+    };
+    let reason = events(&refused).remove(0)["reason"].to_string();
+    assert!(reason.contains(&format!("user {NOBODY} ")), "{reason}");
+    assert_eq!(refused.status.code(), Some(1));
+    end(&mut process);
 }
 
 /// One line on standard error that says what to do, no colours, nothing else.

@@ -16,8 +16,9 @@ use std::time::Duration;
 
 use amx_guest::{Kind, Workload};
 use amx_vmm::fit::Reason;
-use amx_vmm::migration::destination::Stream;
-use amx_vmm::migration::{Offer, Options, ReceiveError, SendError, receive, receive_with, send};
+use amx_vmm::migration::{
+    Cancel, Offer, Options, ReceiveError, SendError, Stream, receive, receive_with, send,
+};
 use amx_vmm::{Console, Host, Vm};
 use cpuid_amx::features::XsaveFeatures;
 use cpuid_amx::{AmxFeatures, Bits, CpuidTable, Feature, PermissionError, Policy, Register, Table};
@@ -70,13 +71,10 @@ impl Guest {
         let mut offer = Offer::of(&self.host);
         change(&mut offer);
         let (here, there) = UnixStream::pair().expect("a socket");
-        let options = Options {
-            patience: PATIENCE,
-            ..Options::default()
-        };
+        let (options, never) = (Options::within(PATIENCE), Cancel::default());
         let (sent, received) = thread::scope(|scope| {
             let received =
-                scope.spawn(|| receive_with(&self.host, &offer, there, PATIENCE, |_| {}));
+                scope.spawn(|| receive_with(&self.host, &offer, there, PATIENCE, &never, |_| {}));
             let console = Console::default();
             let rounds = |_: &_| panic!("no page may be sent");
             let sent = send(
@@ -128,10 +126,7 @@ impl Guest {
 /// Where the guest of `vm` is then.
 fn moved(host: &Host, vm: &mut Vm) -> Vm {
     let (here, there) = UnixStream::pair().expect("a socket");
-    let options = Options {
-        patience: PATIENCE,
-        ..Options::default()
-    };
+    let options = Options::within(PATIENCE);
     thread::scope(|scope| {
         let received = scope.spawn(|| receive(host, there, PATIENCE));
         let console = Console::default();
@@ -385,8 +380,8 @@ impl Write for Deaf {
 }
 
 impl Stream for Deaf {
-    fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        self.stream.set_patience(patience)
+    fn set_timeout(&self, time: Duration) -> io::Result<()> {
+        self.stream.set_timeout(time)
     }
 }
 
@@ -408,13 +403,10 @@ fn a_guest_that_is_sent_all_the_same_is_not_taken() {
     ] {
         let (here, there) = UnixStream::pair().expect("a socket");
         let stream = Deaf::new(here, &all);
-        let options = Options {
-            patience: PATIENCE,
-            ..Options::default()
-        };
+        let (options, never) = (Options::within(PATIENCE), Cancel::default());
         let (sent, received) = thread::scope(|scope| {
             let received =
-                scope.spawn(|| receive_with(&guest.host, offer, there, PATIENCE, |_| {}));
+                scope.spawn(|| receive_with(&guest.host, offer, there, PATIENCE, &never, |_| {}));
             let console = Console::default();
             let idle = (&console, None);
             let sent = send(&mut guest.vm, &guest.host, idle, stream, &options, |_| {});

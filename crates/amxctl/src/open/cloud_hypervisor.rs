@@ -2,19 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::marker::PhantomData;
 
-use cpuid_amx::{Entry, Table};
+use cpuid_amx::Entry;
 use serde::Deserialize;
 use serde::de::{Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use xsave_state::XFeatures;
 use xsave_state::layout::MAX_AREA_BYTES;
 
 use super::OpenError;
 use crate::bytes;
+use crate::registers::{Listed, Xcrs};
 use crate::vcpu::{Owner, Places, Vcpu};
 
-const IA32_XFD: u32 = 0x1c4;
-const IA32_XFD_ERR: u32 = 0x1c5;
+/// Bytes of kvm_xcrs, which kvm-bindings fills up with zeros, and of kvm_sregs; CR4 in the latter.
+const XCRS_BYTES: usize = 392;
+const SREGS_BYTES: usize = 312;
+const CR4: usize = 248;
 /// Words of kvm_xsave.
 const REGION_WORDS: usize = 1024;
 /// Words that an area may have behind them.
@@ -64,7 +67,11 @@ struct KvmState {
     cpuid: Vec<CpuidEntry>,
     msrs: Vec<Msr>,
     xsave: Xsave,
-    xcrs: Vec<u8>,
+    xcrs: List<u8, XCRS_BYTES>,
+    #[serde(default)]
+    sregs: Option<List<u8, SREGS_BYTES>>,
+    #[serde(default)]
+    tsc_khz: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -86,14 +93,19 @@ struct Msr {
 
 #[derive(Deserialize)]
 struct Xsave {
-    region: Words<REGION_WORDS>,
+    region: List<u32, REGION_WORDS>,
     #[serde(default)]
-    extra: Words<EXTRA_WORDS>,
+    extra: List<u32, EXTRA_WORDS>,
 }
 
-/// At most so many words: of a number that the file has two bytes for, four are kept.
-#[derive(Default)]
-struct Words<const MAX: usize>(Vec<u32>);
+/// At most so many numbers.
+struct List<T, const MAX: usize>(Vec<T>);
+
+impl<T, const MAX: usize> Default for List<T, MAX> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
     let top: Top = serde_json::from_slice(bytes).map_err(|e| json(&e, bytes, "the file".into()))?;
@@ -124,18 +136,23 @@ fn vcpu(id: u32, state: &KvmState) -> Result<Vcpu, OpenError> {
     }
     let words = xsave.region.0.iter().chain(&xsave.extra.0);
     let area = words.flat_map(|word| word.to_le_bytes()).collect();
-    let table: Table = state.cpuid.iter().map(CpuidEntry::entry).collect();
-    let msr = |index| {
-        let msr = state.msrs.iter().find(|msr| msr.index == index);
-        msr.map(|msr| XFeatures::from_bits_retain(msr.data))
-    };
+    let entries: Vec<Entry> = state.cpuid.iter().map(CpuidEntry::entry).collect();
+    // One that is cut says nothing of CR4.
+    let sregs = state
+        .sregs
+        .as_ref()
+        .filter(|sregs| sregs.0.len() == SREGS_BYTES);
     Ok(Vcpu {
         owner: Owner::Vcpu(id),
         area,
-        places: Places::Cpuid(table),
-        xcr0: xcr0(&state.xcrs),
-        xfd: msr(IA32_XFD),
-        xfd_err: msr(IA32_XFD_ERR),
+        places: Places::Cpuid(entries.into()),
+        listed: Listed {
+            xcrs: Some(Xcrs::from_bytes(&state.xcrs.0)),
+            msrs: state.msrs.iter().map(|msr| (msr.index, msr.data)).collect(),
+            is_complete: true,
+            cr4: sregs.map(|sregs| bytes::u64_at(&sregs.0, CR4)),
+            tsc_khz: state.tsc_khz,
+        },
     })
 }
 
@@ -147,15 +164,6 @@ impl CpuidEntry {
             value: [self.eax, self.ebx, self.ecx, self.edx],
         }
     }
-}
-
-/// XCR0 of the bytes of kvm_xcrs: how many there are, flags, then (number, reserved, value) of each.
-fn xcr0(xcrs: &[u8]) -> Option<XFeatures> {
-    let count = usize::try_from(bytes::u32_at(xcrs, 0)).ok()?;
-    let entries = xcrs.get(8..)?.chunks_exact(16).take(count);
-    let mut found = entries.filter(|entry| bytes::u32_at(entry, 0) == 0);
-    let entry = found.next()?;
-    Some(XFeatures::from_bits_retain(bytes::u64_at(entry, 8)))
 }
 
 /// The file: `snapshots`, and the names of the other keys for the error.
@@ -254,32 +262,29 @@ impl<'de> Deserialize<'de> for States {
     }
 }
 
-impl<'de, const MAX: usize> Deserialize<'de> for Words<MAX> {
+impl<'de, T: Deserialize<'de>, const MAX: usize> Deserialize<'de> for List<T, MAX> {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct WordsVisitor<const MAX: usize>;
-        impl<'de, const MAX: usize> Visitor<'de> for WordsVisitor<MAX> {
-            type Value = Words<MAX>;
+        struct ListVisitor<T, const MAX: usize>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>, const MAX: usize> Visitor<'de> for ListVisitor<T, MAX> {
+            type Value = List<T, MAX>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write!(
-                    f,
-                    "at most {MAX} words, for an area of at most {MAX_AREA_BYTES} bytes"
-                )
+                write!(f, "at most {MAX} numbers")
             }
 
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Words<MAX>, A::Error> {
-                let mut words = Vec::new();
-                while let Some(word) = list.next_element()? {
-                    if words.len() >= MAX {
-                        let found = words.len().saturating_add(1);
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
+                let mut numbers = Vec::new();
+                while let Some(number) = list.next_element()? {
+                    if numbers.len() >= MAX {
+                        let found = numbers.len().saturating_add(1);
                         return Err(A::Error::invalid_length(found, &self));
                     }
-                    words.push(word);
+                    numbers.push(number);
                 }
-                Ok(Words(words))
+                Ok(List(numbers))
             }
         }
-        deserializer.deserialize_seq(WordsVisitor)
+        deserializer.deserialize_seq(ListVisitor(PhantomData))
     }
 }
 

@@ -15,6 +15,7 @@ use xsave_state::{Layout, XFeatures};
 use super::{MAX_NOTE_BYTES, OpenError};
 use crate::bytes;
 use crate::guess;
+use crate::registers::{Listed, Xcrs};
 use crate::vcpu::{Owner, Places, Vcpu};
 
 /// include/uapi/linux/elf.h. Not among `object`'s.
@@ -133,9 +134,10 @@ fn vcpu(thread: u32, area: &[u8]) -> Vcpu {
         owner: Owner::Thread(thread),
         area: area.to_vec(),
         places: Places::Unknown,
-        xcr0: (saved & 3 == 3).then(|| XFeatures::from_bits_retain(saved)),
-        xfd: None,
-        xfd_err: None,
+        listed: Listed {
+            xcrs: (saved & 3 == 3).then(|| Xcrs::of_xcr0(XFeatures::from_bits_retain(saved))),
+            ..Listed::default()
+        },
     }
 }
 

@@ -6,18 +6,20 @@
 
 use std::str::Utf8Error;
 
-use cpuid_amx::{Entry, Table};
-use xsave_state::XFeatures;
+use cpuid_amx::Entry;
 use xsave_state::layout::MAX_AREA_BYTES;
 
 use super::OpenError;
 use super::debug_text::{Event, Line, events};
+use crate::registers::{Listed, Xcrs};
 use crate::vcpu::{Owner, Places, Vcpu};
 
 /// Words of kvm_xsave.
 const REGION_WORDS: usize = 1024;
 /// KVM_MAX_CPUID_ENTRIES of recent kernels.
 const MAX_CPUID_ENTRIES: usize = 256;
+/// Those of kvm_xcrs.
+const MAX_XCRS: usize = 16;
 /// KVM_CPUID_FLAG_SIGNIFCANT_INDEX.
 const SIGNIFICANT_INDEX: u32 = 1;
 
@@ -29,10 +31,7 @@ struct Found {
     flags: u32,
     region: Vec<u32>,
     extra: Vec<u32>,
-    /// How many XCRs are meant; the text has 16 all the same.
-    xcr_count: u64,
-    /// Number and value of each.
-    xcrs: Vec<(u32, u64)>,
+    xcrs: Xcrs,
 }
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
@@ -91,14 +90,20 @@ impl Found {
                 self.cpuid_field(field, number(value, line)?);
             }
             (["", "xcrs"], Event::Value(Some("nr_xcrs"), value)) => {
-                self.xcr_count = number(value, line)?;
+                self.xcrs.declared = number(value, line)?;
+            }
+            (["", "xcrs"], Event::Value(Some("flags"), value)) => {
+                self.xcrs.flags = number(value, line)?;
             }
             (["", "xcrs", "xcrs", ""], Event::Value(Some("xcr"), value)) => {
-                self.xcrs.push((number(value, line)?, 0));
+                if self.xcrs.list.len() >= MAX_XCRS {
+                    return Err(line.error("at most 16 extended control registers"));
+                }
+                self.xcrs.list.push((number(value, line)?, 0));
             }
             (["", "xcrs", "xcrs", ""], Event::Value(Some("value"), value)) => {
                 let value = number(value, line)?;
-                if let Some((_, last)) = self.xcrs.last_mut() {
+                if let Some((_, last)) = self.xcrs.list.last_mut() {
                     *last = value;
                 }
             }
@@ -140,10 +145,6 @@ impl Found {
                 found: self.region.len(),
             });
         }
-        let table: Table = self.cpuid.into_iter().collect();
-        let count = usize::try_from(self.xcr_count).unwrap_or(usize::MAX);
-        let mut xcrs = self.xcrs.iter().take(count);
-        let xcr0 = xcrs.find(|(number, _)| *number == 0);
         Ok(Vcpu {
             owner: Owner::Vcpu(self.id),
             area: self
@@ -152,10 +153,11 @@ impl Found {
                 .chain(&self.extra)
                 .flat_map(|word| word.to_le_bytes())
                 .collect(),
-            places: Places::Cpuid(table),
-            xcr0: xcr0.map(|&(_, value)| XFeatures::from_bits_retain(value)),
-            xfd: None,
-            xfd_err: None,
+            places: Places::Cpuid(self.cpuid.into()),
+            listed: Listed {
+                xcrs: Some(self.xcrs),
+                ..Listed::default()
+            },
         })
     }
 }

@@ -1,8 +1,10 @@
 //! The states of xsave-state, one behind the other.
 
+use xsave_state::registers::{MSR_IA32_XFD, MSR_IA32_XFD_ERR};
 use xsave_state::wire::{self, Blob};
 
 use super::OpenError;
+use crate::registers::{Listed, Xcrs};
 use crate::vcpu::{Owner, Places, Vcpu};
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
@@ -28,8 +30,13 @@ fn vcpu(id: u32, blob: &Blob) -> Vcpu {
         owner: Owner::Vcpu(id),
         area: blob.area().to_vec(),
         places: Places::Layout(blob.layout().clone()),
-        xcr0: Some(registers.xcr0),
-        xfd: Some(registers.xfd),
-        xfd_err: Some(registers.xfd_err),
+        listed: Listed {
+            xcrs: Some(Xcrs::of_xcr0(registers.xcr0)),
+            msrs: vec![
+                (MSR_IA32_XFD, registers.xfd.bits()),
+                (MSR_IA32_XFD_ERR, registers.xfd_err.bits()),
+            ],
+            ..Listed::default()
+        },
     }
 }

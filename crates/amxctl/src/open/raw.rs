@@ -2,6 +2,7 @@
 
 use super::OpenError;
 use crate::bytes;
+use crate::registers::Listed;
 use crate::vcpu::{Owner, Places, Vcpu};
 
 /// Legacy region and header.
@@ -26,8 +27,6 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Vec<Vcpu>, OpenError> {
         owner: Owner::Vcpu(0),
         area: bytes.to_vec(),
         places: Places::Unknown,
-        xcr0: None,
-        xfd: None,
-        xfd_err: None,
+        listed: Listed::default(),
     }])
 }

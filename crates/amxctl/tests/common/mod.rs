@@ -25,7 +25,7 @@ pub fn open(name: &str) -> Result<Snapshot, OpenError> {
 pub fn subject(bytes: &[u8]) -> Subject {
     let mut snapshot = open_bytes(bytes).unwrap();
     assert_eq!(snapshot.vcpus.len(), 1);
-    snapshot.vcpus.remove(0).subject(&Given::default()).unwrap()
+    snapshot.vcpus.remove(0).subject(&Given::default())
 }
 
 /// The Cloud Hypervisor fixture after a change to the state of its vCPU.
@@ -47,4 +47,27 @@ pub fn cloud_hypervisor_with_xstate_bv(bits: u64) -> Vec<u8> {
         state["Kvm"]["xsave"]["region"][128] = (bits & 0xffff_ffff).into();
         state["Kvm"]["xsave"]["region"][129] = (bits >> 32).into();
     })
+}
+
+/// Adds CET to the state of a vCPU: the components, shadow stacks and indirect branch tracking.
+pub fn add_cet(kvm: &mut serde_json::Value, shadow_stacks: bool, ibt: bool) {
+    set_bits(kvm, 0xd, 1, "ecx", 0x1800);
+    set_bits(kvm, 7, 0, "ecx", u64::from(shadow_stacks) << 7);
+    set_bits(kvm, 7, 0, "edx", u64::from(ibt) << 20);
+    let entries = kvm["cpuid"].as_array_mut().unwrap();
+    for (index, eax) in [(11, 16), (12, 24)] {
+        entries.push(serde_json::json!({
+            "function": 0xd, "index": index, "flags": 1, "eax": eax, "ebx": 0, "ecx": 1, "edx": 0,
+            "padding": [0, 0, 0],
+        }));
+    }
+}
+
+/// Sets bits of a register of CPUID in the state of a vCPU.
+pub fn set_bits(kvm: &mut serde_json::Value, function: u64, index: u64, register: &str, bits: u64) {
+    let entries = kvm["cpuid"].as_array_mut().unwrap();
+    let is =
+        |entry: &&mut serde_json::Value| entry["function"] == function && entry["index"] == index;
+    let register = &mut entries.iter_mut().find(is).unwrap()[register];
+    *register = (register.as_u64().unwrap() | bits).into();
 }

@@ -2,19 +2,21 @@
 //! self-describing formats of serde (as JSON is; not postcard or bincode).
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::baseline::{Fleet, Kind, MAX_KINDS, ObstacleKind, Smallest, Tally};
-use crate::document::{self, EntryDocument, entries, table, text};
+use crate::baseline::shared::places;
+use crate::baseline::{Fleet, Kind, Leaf, MAX_KINDS, ObstacleKind, Shared, Smallest, Tally};
+use crate::document::{self, EntryDocument, Hex, entries, table, text};
+use crate::registers::features;
 
 /// What `format` says in every tally.
 pub const FORMAT: &str = "amx-fleet";
-/// What `version` says: the only version that is read.
-pub const VERSION: u32 = 2;
+/// What `version` says: the only version that is read. Version 2 has no `shared`.
+pub const VERSION: u32 = 3;
 
 /// The kind of document.
 struct Part;
@@ -30,7 +32,31 @@ impl document::Kind for Part {
 struct Document<'a> {
     format: document::Format<Part>,
     version: document::Version<Part>,
+    shared: Option<SharedDocument<'a>>,
     kinds: Vec<KindDocument<'a>>,
+}
+
+/// What all described hosts have in common beside XSAVE and AMX.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SharedDocument<'a> {
+    vendors: Vec<Cow<'a, str>>,
+    signature: Hex<u32>,
+    arch_capabilities: Option<Hex<u64>>,
+    arch_capabilities_unknown: bool,
+    leaves: Vec<LeafDocument>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeafDocument {
+    leaf: Hex<u32>,
+    subleaf: Hex<u32>,
+    /// EAX, EBX, ECX and EDX.
+    value: Option<[Hex<u32>; 4]>,
+    somewhere: bool,
+    everywhere: bool,
+    untold: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -59,6 +85,7 @@ impl Serialize for Fleet {
         Document {
             format: document::Format::default(),
             version: document::Version::default(),
+            shared: self.shared.as_ref().map(SharedDocument::from),
             kinds: kinds.collect(),
         }
         .serialize(serializer)
@@ -86,7 +113,67 @@ fn parse(document: Document<'_>) -> Result<Fleet, String> {
             return Err(format!("kinds[{index}] is there twice"));
         }
     }
-    Ok(Fleet { kinds })
+    let shared = document.shared.map(SharedDocument::parse).transpose()?;
+    if shared.is_some() != kinds.keys().any(|kind| kind.described) {
+        return Err("shared is there exactly where some hosts are described".into());
+    }
+    Ok(Fleet { kinds, shared })
+}
+
+impl<'a> From<&'a Shared> for SharedDocument<'a> {
+    fn from(shared: &'a Shared) -> Self {
+        let leaves = shared
+            .leaves
+            .iter()
+            .map(|((leaf, subleaf), found)| LeafDocument {
+                leaf: Hex(*leaf),
+                subleaf: Hex(*subleaf),
+                value: found.value.map(|value| value.map(Hex)),
+                somewhere: found.somewhere,
+                everywhere: found.everywhere,
+                untold: found.untold,
+            });
+        Self {
+            vendors: borrowed(&shared.vendors),
+            signature: Hex(shared.signature),
+            arch_capabilities: shared.arch_capabilities.map(Hex),
+            arch_capabilities_unknown: shared.arch_capabilities_unknown,
+            leaves: leaves.collect(),
+        }
+    }
+}
+
+impl SharedDocument<'_> {
+    fn parse(self) -> Result<Shared, String> {
+        let mut leaves = BTreeMap::new();
+        for document in self.leaves {
+            let (leaf, subleaf) = (document.leaf.0, document.subleaf.0);
+            let value = document.value.map(|value| value.map(|register| register.0));
+            let found = Leaf {
+                value,
+                somewhere: document.somewhere,
+                everywhere: document.everywhere,
+                untold: document.untold,
+            };
+            let is_feature = value.is_none_or(|value| features(leaf, subleaf, value) == value);
+            let agrees = found.somewhere || !found.everywhere;
+            if !is_feature || !agrees || leaves.insert((leaf, subleaf), found).is_some() {
+                return Err(format!(
+                    "shared.leaves: {leaf:#x}.{subleaf:#x} is not what hosts share"
+                ));
+            }
+        }
+        if !leaves.keys().copied().eq(places().collect::<BTreeSet<_>>()) {
+            return Err("shared.leaves are not those that are compared".into());
+        }
+        Ok(Shared {
+            vendors: smallest("shared.vendors", self.vendors)?,
+            signature: self.signature.0,
+            arch_capabilities: self.arch_capabilities.map(|value| value.0),
+            arch_capabilities_unknown: self.arch_capabilities_unknown,
+            leaves,
+        })
+    }
 }
 
 impl KindDocument<'_> {

@@ -1,6 +1,6 @@
 //! A guest: what it sees, and what its vCPUs have in their registers.
 
-use cpuid_amx::Table;
+use cpuid_amx::{Entry, Table};
 use xsave_state::{ExtendedState, XFeatures};
 
 use super::reason::Usage;
@@ -11,11 +11,13 @@ use crate::msrs::FeatureMsrs;
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Guest<'a> {
     pub(super) cpuid: Option<&'a Table>,
+    pub(super) entries: Option<&'a [Entry]>,
     pub(super) states: &'a [ExtendedState<'a>],
     pub(super) feature_msrs: FeatureMsrs,
     pub(super) tsc_khz: Option<u32>,
     pub(super) relayout: bool,
     xss: Option<XFeatures>,
+    xcr0_is_guessed: bool,
 }
 
 impl<'a> Guest<'a> {
@@ -26,6 +28,14 @@ impl<'a> Guest<'a> {
             cpuid: Some(cpuid),
             ..Self::default()
         }
+    }
+
+    /// All entries of its CPUID in the order in which its VMM passes them to KVM. A [`Table`] has only what
+    /// the guest sees; contradictions are looked for in all.
+    #[must_use]
+    pub const fn listed(mut self, entries: &'a [Entry]) -> Self {
+        self.entries = Some(entries);
+        self
     }
 
     /// A guest that has not started, and would get all that a host has; `None` without KVM.
@@ -52,6 +62,13 @@ impl<'a> Guest<'a> {
     #[must_use]
     pub const fn xss(mut self, xss: XFeatures) -> Self {
         self.xss = Some(xss);
+        self
+    }
+
+    /// Says that XCR0 in the states is no more than a guess.
+    #[must_use]
+    pub const fn with_guessed_xcr0(mut self) -> Self {
+        self.xcr0_is_guessed = true;
         self
     }
 
@@ -96,12 +113,19 @@ impl<'a> Guest<'a> {
         if !self.has_started() {
             return Usage::NotStarted;
         }
-        let active = |state: &ExtendedState<'_>| state.registers().xcr0 | state.image().xstate_bv();
-        let active: XFeatures = self.states.iter().map(active).collect();
-        if active.contains(components) {
+        let enabled = |state: &ExtendedState<'_>| state.registers().xcr0;
+        let in_use = |state: &ExtendedState<'_>| state.image().xstate_bv();
+        let enabled: XFeatures = self.states.iter().map(enabled).collect();
+        let in_use: XFeatures = self.states.iter().map(in_use).collect();
+        let is_known = !self.xcr0_is_guessed;
+        if enabled.contains(components) && is_known {
             Usage::Enabled
-        } else {
+        } else if !(enabled | in_use).contains(components) {
             Usage::NotEnabled
+        } else if is_known || in_use.contains(components) {
+            Usage::InUse
+        } else {
+            Usage::NotKnown
         }
     }
 

@@ -20,9 +20,11 @@ pub enum Usage {
     NotEnabled,
     /// It runs, and has enabled it.
     Enabled,
+    /// It runs, and has state in the component that this needs, which XCR0 does not enable now.
+    InUse,
     /// It runs, and needs to enable nothing for it: it has seen it in CPUID when it started.
     Seen,
-    /// It runs, and IA32_XSS, which would tell, is not known.
+    /// It runs, and the register that would tell, IA32_XSS or XCR0, is not known.
     NotKnown,
 }
 
@@ -40,8 +42,9 @@ impl fmt::Display for Usage {
             Self::NotStarted => "",
             Self::NotEnabled => "; it has not enabled it",
             Self::Enabled => "; it has enabled it and may use it at any moment",
+            Self::InUse => "; it has state in it",
             Self::Seen => "; it has seen it when it started, and may rely on it",
-            Self::NotKnown => "; it may have enabled it, its IA32_XSS is not known",
+            Self::NotKnown => "; it may have enabled it: what it has enabled is not known",
         })
     }
 }

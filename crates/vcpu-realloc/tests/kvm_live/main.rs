@@ -21,5 +21,6 @@ mod filter;
 mod first_use;
 mod hidden;
 mod passthrough;
+mod processors;
 mod snapshot;
 mod vmm;

@@ -14,6 +14,7 @@ pub(crate) const NM_COUNT: usize = 8;
 pub(crate) const GP_COUNT: usize = 16;
 pub(crate) const XFD_ERR: usize = 24;
 pub(crate) const XFD_READ: usize = 32;
+pub(crate) const TURNS: usize = 40;
 pub(crate) const COMMANDS: usize = 0x100;
 pub(crate) const CONFIG: usize = 0x1000;
 pub(crate) const IN: usize = 0x1400;
@@ -58,6 +59,8 @@ pub(crate) enum Command {
     WriteMsr(u32, u32),
     /// RDMSR of any register.
     ReadMsr(u32),
+    /// Counts a turn.
+    Turn,
 }
 
 impl Command {
@@ -76,6 +79,7 @@ impl Command {
             Self::Again => [10, 0],
             Self::WriteMsr(index, value) => [11, u64::from(index) << 32 | u64::from(value)],
             Self::ReadMsr(index) => [12, index.into()],
+            Self::Turn => [13, 0],
         }
     }
 }
@@ -126,6 +130,8 @@ global_asm!(
     "je 41f",
     "cmp eax, 12",
     "je 42f",
+    "cmp eax, 13",
+    "je 44f",
     "mov qword ptr [rdi + {PC}], 0",
     "jmp 2b",
     // Halt
@@ -235,6 +241,10 @@ global_asm!(
     "mov ecx, r8d",
     "rdmsr",
     "jmp 2b",
+    // Turn
+    "44:",
+    "inc qword ptr [rdi + {TURNS}]",
+    "jmp 2b",
     "40:",
     "ldtilecfg [rdi + {CONFIG}]",
     "mov r9d, 64",
@@ -311,6 +321,7 @@ global_asm!(
     GP_COUNT = const GP_COUNT,
     XFD_ERR = const XFD_ERR,
     XFD_READ = const XFD_READ,
+    TURNS = const TURNS,
     CONFIG = const CONFIG,
     IN = const IN,
     OUT = const OUT,

@@ -3,6 +3,7 @@
 
 pub(crate) mod guest;
 pub(crate) mod stats;
+pub(crate) mod watch;
 
 use std::sync::Once;
 
@@ -302,10 +303,22 @@ impl Machine {
 
     /// Whether the tiles that the guest stored are those that it loaded; forgets them.
     pub(crate) fn tiles_are_right(&mut self, n: usize) -> bool {
-        let area = self.area_mut(n);
+        let area = self.area(n);
         let right = area[guest::OUT..][..8192] == area[guest::IN..][..8192];
-        area[guest::OUT..][..8192].fill(0);
+        self.forget_tiles(n);
         right
+    }
+
+    /// Puts what are no tiles where the guest stores them.
+    pub(crate) fn forget_tiles(&mut self, n: usize) {
+        self.area_mut(n)[guest::OUT..][..8192].fill(0xaa);
+    }
+
+    /// Whether all tiles that the guest stored are zero.
+    pub(crate) fn tiles_are_zero(&self, n: usize) -> bool {
+        self.area(n)[guest::OUT..][..8192]
+            .iter()
+            .all(|&byte| byte == 0)
     }
 
     /// Reads a vCPU that stands between two instructions, and shows it to its gate.

@@ -1,6 +1,5 @@
-//! What parsing, checking, encoding, decoding, capture and restore cost, against a copy of the same
-//! bytes, other formats and the bare ioctls, in the same run. Ends with the ratios, because the times
-//! themselves depend on the machine.
+//! Costs of parsing, checking, encoding and decoding, against a copy of the same bytes and against other
+//! formats, in the same run. Ends with the ratios, because the times themselves depend on the machine.
 #![allow(
     missing_docs,
     clippy::arithmetic_side_effects,
@@ -11,9 +10,7 @@
 
 #[path = "../../tests/common/mod.rs"]
 mod common;
-#[cfg(feature = "kvm-ioctls")]
-#[expect(unsafe_code, reason = "the bare ioctls, to compare with")]
-mod live;
+#[path = "../ratios/mod.rs"]
 mod ratios;
 #[path = "../../tests/common/states.rs"]
 mod states;
@@ -29,10 +26,6 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     let mut measured = parse(&mut criterion);
     measured.extend(wire::encode_and_decode(&mut criterion));
-    #[cfg(feature = "kvm-ioctls")]
-    measured.extend(live::capture_and_restore(&mut criterion));
-    #[cfg(not(feature = "kvm-ioctls"))]
-    eprintln!("capture and restore are left out: add --features kvm-ioctls");
     criterion.final_summary();
     ratios::print(&measured);
 }

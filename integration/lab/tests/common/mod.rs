@@ -59,8 +59,13 @@ pub fn probe() -> &'static Path {
     path
 }
 
-/// An example of this crate, built static.
+/// An example of this crate, built static: with this test, as `cargo tests` does it, or now.
 pub fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let program = test.parent().unwrap().with_file_name("examples").join(name);
+    if cfg!(target_feature = "crt-static") && is_of_these_sources(&program) {
+        return program;
+    }
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| {
         // A folder of its own: cargo holds the lock of the usual one while tests run under some tools.
@@ -86,6 +91,21 @@ pub fn example(name: &str) -> PathBuf {
         target.join("x86_64-unknown-linux-gnu/debug/examples")
     });
     folder.join(name)
+}
+
+/// Whether a program was built after the last change of what cargo says that it was built from.
+fn is_of_these_sources(program: &Path) -> bool {
+    let changed = |file: &Path| file.metadata().and_then(|file| file.modified()).ok();
+    let Ok(rule) = std::fs::read_to_string(program.with_extension("d")) else {
+        return false;
+    };
+    let Some((_, sources)) = rule.split_once(": ") else {
+        return false;
+    };
+    let built = changed(program);
+    sources
+        .split_whitespace()
+        .all(|source| changed(Path::new(source)).is_some_and(|changed| Some(changed) <= built))
 }
 
 /// The command line tool.

@@ -11,8 +11,10 @@ use super::log::{Log, Process};
 use super::{Linux, LinuxError};
 use crate::capture::CaptureError;
 use crate::host::Host;
-use crate::migration::destination::{Stream, take_linux};
-use crate::migration::{self, Offer, Options, Progress, ReceiveError, Report, SendError};
+use crate::migration::destination::take_linux;
+use crate::migration::{
+    self, Cancel, Offer, Options, Progress, ReceiveError, Report, SendError, Stream,
+};
 use crate::restore::RestoreError;
 use crate::run::RunError;
 use crate::snapshot::Snapshot;
@@ -50,7 +52,8 @@ impl Guest {
         Ok(Self { vm, devices })
     }
 
-    /// The one that comes over `stream`, and how many pages came; `progress` is told of them.
+    /// The one that comes over `stream` within `deadline`, unless it is cancelled before, and how many pages came;
+    /// `progress` is told of them.
     ///
     /// # Errors
     ///
@@ -58,11 +61,12 @@ impl Guest {
     pub fn receive<S: Stream>(
         host: &Host,
         stream: S,
-        patience: Duration,
+        deadline: Duration,
+        cancel: &Cancel,
         progress: impl FnMut(usize),
     ) -> Result<(Self, usize), ReceiveError> {
         let offer = Offer::of(host);
-        let (vm, devices, pages) = take_linux(host, &offer, stream, patience, progress)?;
+        let (vm, devices, pages) = take_linux(host, &offer, stream, deadline, cancel, progress)?;
         Ok((Self { vm, devices }, pages))
     }
 
@@ -134,7 +138,9 @@ pub struct Checked {
 }
 
 impl Verdict {
-    fn of(log: &Log) -> Self {
+    /// What the reports so far say.
+    #[must_use]
+    pub fn of(log: &Log) -> Self {
         let named = || LOADS.iter().map(|load| load.name()).zip(&log.processes);
         let process = |(load, process): (&str, &Process)| Checked {
             load: load.to_owned(),

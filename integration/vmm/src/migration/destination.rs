@@ -1,13 +1,13 @@
 //! The side that gets the guest: takes all of it into a new VM, and takes over.
 
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::time::Duration;
 
 use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::frame::{FrameError, Incoming, Link, Message, PagesRef, VERSION};
+use super::limit::{Cancel, Limited, Stream};
 use super::offer::{Candidate, Offer};
 use crate::fit::Unfit;
 use crate::host::Host;
@@ -17,39 +17,12 @@ use crate::restore::RestoreError;
 use crate::snapshot::{PageError, Snapshot, SnapshotError};
 use crate::vm::{Vm, VmError};
 
-/// A connection to the other side.
-///
-/// It must be a direct one: that it is closed has to mean that the other side has closed it or has
-/// ended. A Unix socket between the two processes is; one that somebody forwards is not.
-pub trait Stream: Read + Write {
-    /// Reading and writing fail after this time without a byte; `None`: never.
-    ///
-    /// # Errors
-    ///
-    /// The system refuses.
-    fn set_patience(&self, patience: Option<Duration>) -> io::Result<()>;
-}
-
-impl Stream for UnixStream {
-    fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        self.set_read_timeout(patience)?;
-        self.set_write_timeout(patience)
-    }
-}
-
 /// The other end is closed: by the other side, or with its process.
 pub(super) fn is_closed(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
     )
-}
-
-impl<S: Stream> Link<S> {
-    /// Waits for ever from here on.
-    pub(super) fn patient(&self) -> Result<(), FrameError> {
-        Ok(self.stream().set_patience(None)?)
-    }
 }
 
 /// A guest that has come.
@@ -62,7 +35,8 @@ pub struct Received {
     pub pages: usize,
 }
 
-/// Takes a guest from whoever is at the other end of `stream`. When this returns, the guest is here.
+/// Takes a guest from whoever is at the other end of `stream`, which has to be handed over within
+/// `deadline`. When this returns, the guest is here.
 ///
 /// # Errors
 ///
@@ -70,13 +44,14 @@ pub struct Received {
 pub fn receive<S: Stream>(
     host: &Host,
     stream: S,
-    patience: Duration,
+    deadline: Duration,
 ) -> Result<Received, ReceiveError> {
-    receive_with(host, &Offer::of(host), stream, patience, |_| {})
+    let (offer, cancel) = (Offer::of(host), Cancel::default());
+    receive_with(host, &offer, stream, deadline, &cancel, |_| {})
 }
 
-/// As [`receive`], for guests that do with what is on `offer`, which can be less than `host` has. Tells
-/// `progress` how many pages have come so far, after each message of them.
+/// As [`receive`], for guests that do with what is on `offer`, which can be less than `host` has, and
+/// until it is cancelled. Tells `progress` how many pages have come so far, after each message of them.
 ///
 /// # Errors
 ///
@@ -85,10 +60,12 @@ pub fn receive_with<S: Stream>(
     host: &Host,
     offer: &Offer,
     stream: S,
-    patience: Duration,
+    deadline: Duration,
+    cancel: &Cancel,
     progress: impl FnMut(usize),
 ) -> Result<Received, ReceiveError> {
-    take(host, offer, stream, patience, progress, Ok)
+    let stream = Limited::new(stream, deadline, cancel);
+    take(host, offer, stream, deadline, progress, Ok)
 }
 
 /// As [`receive_with`], of Linux guests only: their devices with them.
@@ -96,10 +73,12 @@ pub(crate) fn take_linux<S: Stream>(
     host: &Host,
     offer: &Offer,
     stream: S,
-    patience: Duration,
+    deadline: Duration,
+    cancel: &Cancel,
     progress: impl FnMut(usize),
 ) -> Result<(Vm, Devices, usize), ReceiveError> {
-    take(host, offer, stream, patience, progress, |received| {
+    let stream = Limited::new(stream, deadline, cancel);
+    take(host, offer, stream, deadline, progress, |received| {
         let devices = received.devices.ok_or(ReceiveError::Bare)?;
         Ok((received.vm, devices, received.pages))
     })
@@ -109,31 +88,26 @@ pub(crate) fn take_linux<S: Stream>(
 fn take<S: Stream, T>(
     host: &Host,
     offer: &Offer,
-    stream: S,
-    patience: Duration,
+    stream: Limited<S>,
+    deadline: Duration,
     mut progress: impl FnMut(usize),
     accept: impl FnOnce(Received) -> Result<T, ReceiveError>,
 ) -> Result<T, ReceiveError> {
-    stream
-        .set_patience(Some(patience))
-        .map_err(FrameError::from)?;
     let mut link = Link::new(stream);
     let arrived = arrive(host, offer, &mut link, &mut progress);
     let received = match arrived.and_then(accept) {
         Ok(received) => received,
         Err(error) => {
-            // The source wants to know, if it is still there.
-            let _ = link.send(&Message::Refuse(error.to_string()));
+            link.refuse(&error);
             return Err(error);
         }
     };
     link.send(&Message::Ready)?;
-    // The source may take its time: it has a guest that stands still.
-    link.patient()?;
     match link.receive()? {
         Message::Commit => {}
         other => return Err(ReceiveError::unexpected(other)),
     }
+    link.stream().commit(deadline);
     // From here on the source does not run it, unless it sees this end closed without the answer.
     match link.send(&Message::Running) {
         Ok(()) => Ok(received),
@@ -147,7 +121,7 @@ fn take<S: Stream, T>(
 fn arrive<S: Stream>(
     host: &Host,
     offer: &Offer,
-    link: &mut Link<S>,
+    link: &mut Link<Limited<S>>,
     progress: &mut impl FnMut(usize),
 ) -> Result<Received, ReceiveError> {
     let hello = match link.receive()? {
@@ -232,7 +206,10 @@ fn write_pages(vm: &Vm, pages: PagesRef<'_>) -> Result<(), ReceiveError> {
 pub enum ReceiveError {
     /// The connection, or what came over it.
     #[error("the source: {0}")]
-    Frame(#[from] FrameError),
+    Frame(FrameError),
+    /// It was cancelled here.
+    #[error("it was cancelled")]
+    Cancelled,
     /// The source speaks another version.
     #[error("the source speaks version {found} of the protocol; this program {known}")]
     Version {
@@ -284,6 +261,15 @@ pub enum ReceiveError {
     /// The devices have refused theirs.
     #[error(transparent)]
     Devices(#[from] DevicesError),
+}
+
+impl From<FrameError> for ReceiveError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Cancelled => Self::Cancelled,
+            error => Self::Frame(error),
+        }
+    }
 }
 
 impl ReceiveError {

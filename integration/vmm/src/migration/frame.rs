@@ -11,10 +11,12 @@
 //! All little-endian. A length is compared with the limit of its kind before anything is allocated.
 
 use std::io::{self, Read, Write};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::limit::{Limited, Over, Stream};
 use super::offer::Offer;
 use crate::memory::PAGE_BYTES;
 use crate::snapshot::header::MAX_STATE_BYTES;
@@ -196,6 +198,21 @@ pub(super) struct Link<S> {
     received: u32,
     /// The last message of pages. It is kept, so that memory is neither zeroed nor mapped for each.
     buffer: Vec<u8>,
+    /// A part of a message may have been sent: nothing that follows would be read as a message.
+    is_cut: bool,
+}
+
+/// How long the other side may take to be told that it will not be.
+const FAREWELL: Duration = Duration::from_millis(50);
+
+impl<S: Stream> Link<Limited<S>> {
+    /// Tells the other side, if it can still be told, why it will not be. Nothing else may follow.
+    pub(super) fn refuse(&mut self, reason: &impl ToString) {
+        self.stream.commit(FAREWELL);
+        if !self.is_cut {
+            let _ = self.send(&Message::Refuse(reason.to_string()));
+        }
+    }
 }
 
 impl<S: Read + Write> Link<S> {
@@ -205,19 +222,23 @@ impl<S: Read + Write> Link<S> {
             sent: 0,
             received: 0,
             buffer: Vec::new(),
+            is_cut: false,
         }
     }
 
-    pub(super) fn stream(&self) -> &S {
-        &self.stream
+    pub(super) fn stream(&mut self) -> &mut S {
+        &mut self.stream
     }
 
     pub(super) fn send(&mut self, message: &Message) -> Result<(), FrameError> {
         let content = message.content();
         let bytes = encode(message.kind(), self.sent, &content);
         self.sent = self.sent.wrapping_add(1);
+        self.is_cut = true;
         self.stream.write_all(&bytes)?;
-        Ok(self.stream.flush()?)
+        self.stream.flush()?;
+        self.is_cut = false;
+        Ok(())
     }
 
     /// Sends these pages, of which `read` puts each one's content where it is given to.
@@ -240,10 +261,12 @@ impl<S: Read + Write> Link<S> {
         }
         header.copy_from_slice(&self::header(PAGES_KIND, self.sent, content));
         self.sent = self.sent.wrapping_add(1);
+        self.is_cut = true;
         let sent = self.stream.write_all(&self.buffer);
-        Ok(sent
-            .and_then(|()| self.stream.flush())
-            .map_err(FrameError::from)?)
+        sent.and_then(|()| self.stream.flush())
+            .map_err(FrameError::from)?;
+        self.is_cut = false;
+        Ok(())
     }
 
     pub(super) fn receive(&mut self) -> Result<Message, FrameError> {
@@ -333,9 +356,8 @@ fn checksum(header: &[u8], content: &[u8]) -> u32 {
 
 /// What an error of the stream means here.
 fn stream(error: &io::Error) -> String {
-    use io::ErrorKind::{BrokenPipe, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
     match error.kind() {
-        WouldBlock | TimedOut => "not a byte came or went for too long".to_owned(),
         UnexpectedEof | BrokenPipe | ConnectionReset => {
             "the other side has closed the connection, or has ended".to_owned()
         }
@@ -347,9 +369,18 @@ fn stream(error: &io::Error) -> String {
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FrameError {
-    /// The stream was cut, or has said nothing for too long.
+    /// The stream was cut.
     #[error("{}", stream(.0))]
-    Stream(#[from] io::Error),
+    Stream(io::Error),
+    /// The time for it is over.
+    #[error("it was not done within {} ms, which is the limit", allowed.as_millis())]
+    Late {
+        /// The limit.
+        allowed: Duration,
+    },
+    /// The move was cancelled on this side.
+    #[error("the move was cancelled")]
+    Cancelled,
     /// There is no such message.
     #[error("there is no message of kind {kind}")]
     Kind {
@@ -400,6 +431,16 @@ pub enum FrameError {
         /// Of the content.
         bytes: usize,
     },
+}
+
+impl From<io::Error> for FrameError {
+    fn from(error: io::Error) -> Self {
+        match Over::of(&error) {
+            Some(Over::Late { allowed }) => Self::Late { allowed },
+            Some(Over::Cancelled) => Self::Cancelled,
+            None => Self::Stream(error),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -10,8 +10,9 @@ use thiserror::Error;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::errno;
 
-use super::destination::{Stream, is_closed};
+use super::destination::is_closed;
 use super::frame::{FrameError, Hello, Link, Message, PAGES, VERSION};
+use super::limit::{Cancel, Limited, Stream};
 use super::offer::Candidate;
 use crate::bus::Bus;
 use crate::capture::CaptureError;
@@ -28,14 +29,22 @@ use crate::vm::{Vcpu, Vm};
 const SLICE: Duration = Duration::from_millis(10);
 
 /// How a guest is to be moved.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// The guest is stopped when what is left takes no longer at the rate seen so far.
     pub downtime: Duration,
-    /// After so many rounds it is stopped in any case.
+    /// After so many rounds it is stopped in any case, unless what is left would take longer than
+    /// [`max_downtime`](Self::max_downtime).
     pub max_rounds: u32,
-    /// The destination must answer within this time; there is no limit once the guest is handed over.
-    pub patience: Duration,
+    /// A guest that stands still for so long, and is not handed over, runs on here.
+    pub max_downtime: Duration,
+    /// A guest that is not handed over within this time from the first message on stays here.
+    pub deadline: Duration,
+    /// A destination that has not answered within this time, after the guest was handed over, leaves the
+    /// move undecided.
+    pub answer: Duration,
+    /// Cancels the move as long as the guest is not handed over.
+    pub cancel: Cancel,
     /// Percent of the time that the vCPUs stand still while pages are sent, up to
     /// [`MAX_THROTTLE_PERCENT`]: for a guest that changes more than the connection carries.
     pub throttle_percent: u8,
@@ -49,8 +58,24 @@ impl Default for Options {
         Self {
             downtime: Duration::from_millis(300),
             max_rounds: 16,
-            patience: Duration::from_secs(30),
+            max_downtime: Duration::from_secs(3),
+            deadline: Duration::from_secs(300),
+            answer: Duration::from_secs(30),
+            cancel: Cancel::default(),
             throttle_percent: 0,
+        }
+    }
+}
+
+impl Options {
+    /// Returns the defaults, but that everything may take `time`: where nobody waits for the guest.
+    #[must_use]
+    pub fn within(time: Duration) -> Self {
+        Self {
+            max_downtime: time,
+            deadline: time,
+            answer: time,
+            ..Self::default()
         }
     }
 }
@@ -127,10 +152,7 @@ pub fn send<S: Stream, B: Bus>(
     mut progress: impl FnMut(&Progress),
 ) -> Result<Report, SendError> {
     let start = Instant::now();
-    stream
-        .set_patience(Some(options.patience))
-        .map_err(FrameError::from)?;
-    let mut link = Link::new(stream);
+    let mut link = Link::new(Limited::new(stream, options.deadline, &options.cancel));
     agree(&mut link, vm, host, guest, options)?;
     vm.log_dirty_pages(true).map_err(SendError::DirtyLog)?;
     let moved = rounds(&mut link, vm, host, guest, options, &mut progress)
@@ -146,7 +168,7 @@ pub fn send<S: Stream, B: Bus>(
     if let Err(error) = log_off {
         return refuse(&mut link, error);
     }
-    hand_over(&mut link)?;
+    hand_over(&mut link, options.answer)?;
     Ok(Report {
         rounds,
         state_bytes,
@@ -158,7 +180,7 @@ pub fn send<S: Stream, B: Bus>(
 
 /// The destination describes itself while the guest runs, which is then compared with that.
 fn agree<S: Stream, B: Bus>(
-    link: &mut Link<S>,
+    link: &mut Link<Limited<S>>,
     vm: &mut Vm,
     host: &Host,
     guest: (&B, Option<&Devices>),
@@ -169,13 +191,14 @@ fn agree<S: Stream, B: Bus>(
         memory_bytes: vm.memory_bytes,
         has_platform: guest.1.is_some(),
     };
-    let offer = while_running(&mut vm.vcpus, guest.0, options, || {
+    let offered = while_running(&mut vm.vcpus, guest.0, options, || {
         link.send(&Message::Hello(hello))?;
         match link.receive()? {
             Message::Offer(offer) => Ok(offer),
             other => Err(SendError::unexpected(&other)),
         }
-    })?;
+    });
+    let (offer, _) = offered.or_else(|error| refuse(link, error))?;
     if guest.0.stops(0) {
         return refuse(link, SendError::GuestEnded);
     }
@@ -198,9 +221,9 @@ fn agree<S: Stream, B: Bus>(
 }
 
 /// Tells the other side, if it does not know and still listens.
-fn refuse<S: Stream, T>(link: &mut Link<S>, error: SendError) -> Result<T, SendError> {
-    if !matches!(error, SendError::Frame(_) | SendError::Refused { .. }) {
-        let _ = link.send(&Message::Refuse(error.to_string()));
+fn refuse<S: Stream, T>(link: &mut Link<Limited<S>>, error: SendError) -> Result<T, SendError> {
+    if !matches!(error, SendError::Refused { .. }) {
+        link.refuse(&error);
     }
     Err(error)
 }
@@ -215,7 +238,7 @@ struct Sent {
 
 /// All pages while the guest runs, again and again what has changed, then the rest.
 fn rounds<S: Stream, B: Bus>(
-    link: &mut Link<S>,
+    link: &mut Link<Limited<S>>,
     vm: &mut Vm,
     host: &Host,
     guest: (&B, Option<&Devices>),
@@ -225,10 +248,10 @@ fn rounds<S: Stream, B: Bus>(
     let mut rounds: Vec<Round> = Vec::new();
     // Which pages are not zero is looked for while the guest runs: what changes meanwhile is in the log.
     let mut numbers: Option<Vec<u32>> = None;
-    let mut numbers = loop {
+    let (mut numbers, stopped_at) = loop {
         let round = u32::try_from(rounds.len()).unwrap_or(u32::MAX);
         let (memory, memory_bytes) = (&vm.memory, vm.memory_bytes);
-        let (pages, start) = while_running(&mut vm.vcpus, guest.0, options, || {
+        let ((pages, start), stood_still) = while_running(&mut vm.vcpus, guest.0, options, || {
             let numbers = match numbers.take() {
                 Some(numbers) => numbers,
                 None => Pages::nonzero(memory, memory_bytes)?,
@@ -251,15 +274,24 @@ fn rounds<S: Stream, B: Bus>(
         let this = measured(round, false, pages, changed.len(), start.elapsed());
         progress(&Progress::Round(this));
         rounds.push(this);
-        if this.expected_downtime <= options.downtime.as_secs_f64()
-            || round.saturating_add(1) >= options.max_rounds
-        {
-            break changed;
+        if this.expected_downtime <= options.downtime.as_secs_f64() {
+            break (changed, stood_still);
+        }
+        if round.saturating_add(1) >= options.max_rounds {
+            if this.expected_downtime > options.max_downtime.as_secs_f64() {
+                return Err(SendError::Busy {
+                    expected: Duration::try_from_secs_f64(this.expected_downtime)
+                        .unwrap_or(Duration::MAX),
+                    allowed: options.max_downtime,
+                });
+            }
+            break (changed, stood_still);
         }
         numbers = Some(changed);
     };
-    // Here the guest stands still.
-    let stopped_at = Instant::now();
+    // Since then the guest stands still.
+    link.stream().limit(stopped_at, options.max_downtime);
+    let start = Instant::now();
     let (state, vcpus) = captured(vm, host, guest.1)?;
     // After the capture, which may make KVM write to guest memory.
     numbers.extend(vm.dirty_pages().map_err(SendError::DirtyLog)?);
@@ -274,7 +306,7 @@ fn rounds<S: Stream, B: Bus>(
             of,
         });
     })?;
-    let last = measured(round, true, numbers.len(), 0, stopped_at.elapsed());
+    let last = measured(round, true, numbers.len(), 0, start.elapsed());
     rounds.push(last);
     let state_bytes = state.len();
     link.send(&Message::State(state))?;
@@ -293,9 +325,8 @@ fn rounds<S: Stream, B: Bus>(
 
 /// Once the commitment is sent, the guest is not run here, unless it is certain that the destination has
 /// not taken it.
-fn hand_over<S: Stream>(link: &mut Link<S>) -> Result<(), SendError> {
-    // To give up waiting would mean not to know.
-    link.patient()?;
+fn hand_over<S: Stream>(link: &mut Link<Limited<S>>, answer: Duration) -> Result<(), SendError> {
+    link.stream().commit(answer);
     // Where this fails, the rest of the message is never sent, and a part of it commits nobody.
     link.send(&Message::Commit)?;
     match link.receive() {
@@ -324,13 +355,13 @@ fn measured(round: u32, stopped: bool, pages: usize, changed: usize, time: Durat
     }
 }
 
-/// Does `work` while the guest runs.
+/// Does `work` while the guest runs, and returns with it when the vCPUs were stopped.
 fn while_running<B: Bus, T>(
     vcpus: &mut [Vcpu],
     bus: &B,
     options: &Options,
     work: impl FnOnce() -> Result<T, SendError>,
-) -> Result<T, SendError> {
+) -> Result<(T, Instant), SendError> {
     // What is never sent: that the sender is gone is the sign.
     let (over, work_over) = mpsc::channel();
     thread::scope(|scope| {
@@ -338,25 +369,29 @@ fn while_running<B: Bus, T>(
         let done = work();
         drop::<mpsc::Sender<()>>(over);
         let ran = runs.join().unwrap_or(Err(RunError::ThreadDied));
-        ran.map_err(SendError::Guest).and(done)
+        let stopped_at = ran.map_err(SendError::Guest)?;
+        Ok((done?, stopped_at))
     })
 }
 
-/// Lets the vCPUs run, for their share of the time, until the work is over or the guest has ended.
+/// Lets the vCPUs run, for their share of the time, until the work is over or the guest has ended. Returns when
+/// they were stopped.
 fn run_until<B: Bus>(
     work_over: mpsc::Receiver<()>,
     vcpus: &mut [Vcpu],
     bus: &B,
     options: &Options,
-) -> Result<(), RunError> {
+) -> Result<Instant, RunError> {
     let pause = pause(options.throttle_percent);
+    let mut stopped_at = Instant::now();
     while !bus.stops(0) {
         run::run(vcpus, None, bus, SLICE)?;
+        stopped_at = Instant::now();
         if work_over.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
             break;
         }
     }
-    Ok(())
+    Ok(stopped_at)
 }
 
 /// How long the vCPUs stand still after each slice.
@@ -367,7 +402,7 @@ fn pause(throttle_percent: u8) -> Duration {
 }
 
 fn send_pages<S: Stream>(
-    link: &mut Link<S>,
+    link: &mut Link<Limited<S>>,
     memory: &vm_memory::GuestMemoryMmap,
     numbers: &[u32],
     mut progress: impl FnMut(usize, usize),
@@ -411,7 +446,21 @@ fn captured(
 pub enum SendError {
     /// The connection, or what came over it.
     #[error("the destination: {0}")]
-    Frame(#[from] FrameError),
+    Frame(FrameError),
+    /// It was cancelled here.
+    #[error("the move was cancelled")]
+    Cancelled,
+    /// The guest changes more than the connection carries: it was not stopped at all.
+    #[error(
+        "what the guest changes would keep it stopped for {} ms; the limit is {} ms: throttle it, or allow \
+         more", expected.as_millis(), allowed.as_millis()
+    )]
+    Busy {
+        /// For so long it would stand still, at the rate of the last round.
+        expected: Duration,
+        /// [`Options::max_downtime`].
+        allowed: Duration,
+    },
     /// The destination speaks another version.
     #[error("the destination speaks version {found} of the protocol; this program {known}")]
     Version {
@@ -456,6 +505,15 @@ pub enum SendError {
          there before it is run or dropped"
     )]
     Undecided,
+}
+
+impl From<FrameError> for SendError {
+    fn from(error: FrameError) -> Self {
+        match error {
+            FrameError::Cancelled => Self::Cancelled,
+            error => Self::Frame(error),
+        }
+    }
 }
 
 impl SendError {

@@ -8,7 +8,7 @@ use rand::{RngExt, SeedableRng};
 use crate::frame::{self, HEADER_BYTES};
 use crate::relay::{Fate, Moment, Relay};
 use crate::table::{self, Outcome, Row};
-use crate::trial::{self, PATIENCE};
+use crate::trial;
 
 /// The messages of a move in their order; the destination says 1, 4 and 6.
 pub(crate) const MESSAGES: [u32; 7] = [
@@ -66,7 +66,7 @@ pub(crate) fn recorded(host: &Host) -> [Vec<u8>; 7] {
         Fate::Pass
     });
     let mut vm = trial::guest(host);
-    let (sent, received) = trial::moved(host, &mut vm, relay, there, PATIENCE);
+    let (sent, received) = trial::moved(host, &mut vm, relay, there);
     sent.expect("it is moved");
     trial::assert_computes_on(host, received.expect("it has come").vm);
     MESSAGES.map(|kind| {
@@ -107,9 +107,9 @@ fn cut_at(host: &Host, at_source: bool, kind: u32, cut: usize) -> Outcome {
     let (here, there) = trial::pair();
     let mut vm = trial::guest(host);
     let (sent, received) = if at_source {
-        trial::moved(host, &mut vm, Relay::new(here, hook), there, PATIENCE)
+        trial::moved(host, &mut vm, Relay::new(here, hook), there)
     } else {
-        trial::moved(host, &mut vm, here, Relay::new(there, hook), PATIENCE)
+        trial::moved(host, &mut vm, here, Relay::new(there, hook))
     };
     let outcome = trial::outcome(host, vm, &sent, received);
     // Before Commit is whole, nothing can be there.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use amx_vmm::Host;
+use amx_vmm::migration::Options;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
@@ -10,7 +11,7 @@ use crate::connection::{self, MESSAGES};
 use crate::frame::{self, HEADER_BYTES};
 use crate::relay::{Fate, Moment, Relay};
 use crate::table::{self, Outcome, Row};
-use crate::trial;
+use crate::trial::{self, PATIENCE};
 
 /// A length that has grown makes the reader wait for what never comes.
 const SHORT: Duration = Duration::from_millis(500);
@@ -63,7 +64,18 @@ fn changed(host: &Host, kind: u32, bit: usize, field: &str) -> Outcome {
         Fate::Pass
     });
     let mut vm = trial::guest(host);
-    let (sent, received) = trial::moved(host, &mut vm, relay, there, SHORT);
+    // Where the guest stays, it may as well for the time that is over; where it goes, it has to have the time.
+    let deadline = if kind == frame::RUNNING {
+        PATIENCE
+    } else {
+        SHORT
+    };
+    let options = Options {
+        deadline,
+        answer: SHORT,
+        ..trial::options()
+    };
+    let (sent, received) = trial::moved_with(host, &mut vm, relay, there, &options);
     // What is not Running is no word that it has not the guest: it has.
     let expected = if kind == frame::RUNNING {
         Outcome::Moved

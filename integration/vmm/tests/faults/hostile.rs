@@ -103,7 +103,7 @@ fn judge(received: Result<Received, ReceiveError>) -> Outcome {
 fn another_guest(host: &Host) {
     let (here, there) = trial::pair();
     let mut vm = trial::guest(host);
-    let (sent, received) = trial::moved(host, &mut vm, here, there, PATIENCE);
+    let (sent, received) = trial::moved(host, &mut vm, here, there);
     assert_eq!(trial::outcome(host, vm, &sent, received), Outcome::Moved);
 }
 

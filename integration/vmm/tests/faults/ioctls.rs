@@ -251,7 +251,7 @@ fn parse(job: &str) -> (bool, usize) {
 fn prepare(host: &Host) {
     let (here, there) = trial::pair();
     let mut vm = trial::guest(host);
-    let (sent, received) = trial::moved(host, &mut vm, here, there, PATIENCE);
+    let (sent, received) = trial::moved(host, &mut vm, here, there);
     assert_eq!(trial::outcome(host, vm, &sent, received), Outcome::Moved);
 }
 

@@ -5,7 +5,7 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use amx_vmm::migration::destination::Stream;
+use amx_vmm::migration::Stream;
 
 use crate::frame;
 
@@ -124,7 +124,7 @@ impl<F: FnMut(Moment, &mut Vec<u8>) -> Fate> Read for Relay<F> {
 }
 
 impl<F: FnMut(Moment, &mut Vec<u8>) -> Fate> Stream for Relay<F> {
-    fn set_patience(&self, patience: Option<Duration>) -> io::Result<()> {
-        self.stream.set_patience(patience)
+    fn set_timeout(&self, time: Duration) -> io::Result<()> {
+        self.stream.set_timeout(time)
     }
 }

@@ -7,7 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use amx_guest::{Kind, Workload, area};
-use amx_vmm::migration::destination::Stream;
+use amx_vmm::migration::Stream;
 use amx_vmm::migration::{
     MAX_THROTTLE_PERCENT, Options, ReceiveError, Received, Report, SendError, receive, send,
 };
@@ -60,7 +60,7 @@ fn slower(host: &Host, workloads: &[Workload]) -> u64 {
         Ok(factor) => factor.parse().expect("a number"),
         Err(_) => midway::outlasting(host, workloads, |mut vm| {
             let (here, there) = pair();
-            let (sent, received) = moved(host, &mut vm, here, there, PATIENCE);
+            let (sent, received) = moved(host, &mut vm, here, there);
             sent.expect("it is moved");
             received.expect("it has come").vm
         }),
@@ -130,11 +130,10 @@ type Arrived = Result<Received, ReceiveError>;
 /// How all guests are moved.
 pub(crate) fn options() -> Options {
     Options {
-        patience: PATIENCE,
         // So that each move has the same messages: of a guest that does not come to its end meanwhile.
         max_rounds: 1,
         throttle_percent: MAX_THROTTLE_PERCENT,
-        ..Options::default()
+        ..Options::within(PATIENCE)
     }
 }
 
@@ -144,16 +143,22 @@ pub(crate) fn moved<S: Stream + Send, D: Stream + Send>(
     vm: &mut Vm,
     source: S,
     destination: D,
-    patience: Duration,
 ) -> (Sent, Arrived) {
-    let options = Options {
-        patience,
-        ..options()
-    };
+    moved_with(host, vm, source, destination, &options())
+}
+
+/// The same with the source's options, and their deadline at the destination.
+pub(crate) fn moved_with<S: Stream + Send, D: Stream + Send>(
+    host: &Host,
+    vm: &mut Vm,
+    source: S,
+    destination: D,
+    options: &Options,
+) -> (Sent, Arrived) {
     thread::scope(|scope| {
-        let received = scope.spawn(|| receive(host, destination, patience));
+        let received = scope.spawn(|| receive(host, destination, options.deadline));
         let console = Console::default();
-        let sent = send(vm, host, (&console, None), source, &options, |_| {});
+        let sent = send(vm, host, (&console, None), source, options, |_| {});
         (sent, received.join().expect("it does not panic"))
     })
 }

@@ -88,7 +88,8 @@ impl Carrier {
         let program = std::env::current_exe().expect("it has a path");
         let mut job = Job::new(program)
             .expect("it is static")
-            .args([self.test, "--exact", "--nocapture", "--test-threads=1"])
+            .args([self.test, "--exact", "--ignored"])
+            .args(["--nocapture", "--test-threads=1"])
             .env(JOB, serde_json::to_string(task).expect("it is plain data"))
             .env("RUST_BACKTRACE", "1")
             .out(path("out"));

@@ -158,6 +158,11 @@ fn snapshot() -> Snapshot {
     Snapshot::from_bytes(&bytes).expect("it is a snapshot")
 }
 
+/// What a guest is stopped with.
+fn live(tiles: bool) -> XFeatures {
+    if tiles { XFeatures::XTILEDATA } else { VECTORS }
+}
+
 impl Boot {
     fn act(self, host: &Host, said: &mut Said) {
         let folder = Path::new(GUEST_KERNEL);
@@ -168,11 +173,7 @@ impl Boot {
             let features = other.guest_features();
             features.user().contains(XFeatures::XTILEDATA)
         };
-        let live = if self.others.iter().all(has_tiles) {
-            XFeatures::XTILEDATA
-        } else {
-            VECTORS
-        };
+        let live = live(self.others.iter().all(has_tiles));
         linux.others = self.others;
         let mut vm = Vm::boot_linux(host, &linux).expect("it is loaded");
         let devices = Devices::new(&vm);
@@ -191,6 +192,10 @@ impl GoOn {
             snapshot = snapshot.relayout(host).expect("nothing is lost");
         }
         said.has_bytes(&snapshot);
+        let tiles = snapshot.vcpus().iter().any(|vcpu| {
+            let xcr0 = vcpu.extended().registers().xcr0;
+            xcr0.contains(XFeatures::XTILEDATA)
+        });
         let mut vm = Vm::restore(host, &snapshot).expect("it is restored");
         let platform = snapshot.platform().expect("it is of a Linux guest");
         let devices = Devices::restore(&vm, platform.devices()).expect("they are restored");
@@ -199,7 +204,8 @@ impl GoOn {
         if self.end {
             said.has_log(&end(&mut vm, &devices, Wish::PowerOff));
         } else {
-            let snapshot = with_live(&mut vm, host, &devices, VECTORS);
+            let live = live(tiles);
+            let snapshot = with_live(&mut vm, host, &devices, live);
             said.has_log(&devices.log());
             said.is_stopped(&snapshot);
         }

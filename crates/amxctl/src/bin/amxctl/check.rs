@@ -11,8 +11,9 @@ use serde_json::{Value, json};
 use xsave_state::Layout;
 
 use crate::cli::CheckArgs;
+use crate::input;
+use crate::outcome::{Answer, Outcome};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, input};
 
 mod many;
 
@@ -26,17 +27,18 @@ pub(crate) fn run(args: &CheckArgs, json: bool) -> anyhow::Result<Outcome> {
             );
         }
     }
-    if let Some(path) = &args.host
-        && let Some(hosts) = input::fleet(path)?
-    {
+    let hosts = match &args.host {
+        Some(path) => input::hosts(path)?,
+        None => vec![input::this_or(None)?],
+    };
+    let [host] = hosts.as_slice() else {
         return many::run(&hosts, args, json);
-    }
-    let host = input::this_or(args.host.as_deref())?;
-    let checked = Checked::of(&host, &args.ignore);
+    };
+    let checked = Checked::of(host, &args.ignore);
     let text = if json {
-        serde_json::to_string_pretty(&checked.as_json(&host))? + "\n"
+        serde_json::to_string_pretty(&checked.as_json(host))? + "\n"
     } else {
-        text(&host, &checked)
+        text(host, &checked)
     };
     Ok(Outcome {
         text,

@@ -11,15 +11,17 @@ use crate::screen::Color;
 const EXIT_CODES: &str = "\
 Exit codes:
   0  yes: the host is ready, the states are the same, the state can be restored
-  1  no: it is not, they differ, it cannot
+  1  no: the host is not ready, the states differ, the state cannot be restored
   2  trouble: a file that cannot be read, an option that does not exist
   3  yes, but: check: a known fix is missing, or not known to be there; compat:
-     something must be hidden first; baseline: hosts are undescribed
-  4  cannot be judged: too little is known, and the answer names the option that helps";
+     something must be hidden from a new guest, or with --relayout the states of
+     a running one must be moved first; baseline: hosts are undescribed
+  4  cannot be judged: too little is known, and the answer names the option that
+     helps";
 
 /// Check hosts for Intel AMX, compare fleets, look into saved vCPU states, convert them
 ///
-/// Everything that amxctl reads is taken for hostile, and nothing is changed: files are read, /dev/kvm is asked.
+/// amxctl trusts no file that it reads, and changes nothing: it reads files and asks /dev/kvm.
 #[derive(Debug, Parser)]
 #[command(name = "amxctl", version, max_term_width = 100, after_help = EXIT_CODES)]
 pub(crate) struct Cli {
@@ -42,7 +44,8 @@ pub(crate) struct Cli {
 /// `--json` before clap has parsed it: errors of the command line are JSON then, too.
 pub(crate) fn wants_json(args: impl Iterator<Item = OsString>) -> bool {
     args.take_while(|arg| arg != "--")
-        .any(|arg| arg == "--json")
+        .filter_map(|arg| arg.into_string().ok())
+        .any(|arg| arg == "--json" || arg.starts_with("--json="))
 }
 
 /// What clap says of the command line, without usage and advice.
@@ -125,7 +128,8 @@ of guests, for its own process only.
 Examples:
   amxctl describe > this-host.json
   for host in $(cat hosts); do ssh $host amxctl describe; done > fleet.jsonl
-  amxctl describe --cpuid icelake.cpuid --name icelake --pretty";
+  amxctl describe --cpuid icelake.cpuid --name icelake --pretty
+  amxctl describe --format firecracker > template.json";
 
 const BASELINE: &str = "\
 It reads descriptions as `amxctl describe` writes them, one a line, in a
@@ -137,7 +141,9 @@ code is 3 unless --skip-undescribed is given.
 Examples:
   amxctl baseline fleet.jsonl
   amxctl baseline node-17.json icelake.json --json
-  amxctl baseline --tally < fleet.jsonl > fleet.tally";
+  amxctl baseline --tally < fleet.jsonl > fleet.tally
+  amxctl baseline node-17.json icelake.json --format qemu
+  amxctl baseline node-17.json icelake.json --format firecracker --for node-17.json";
 
 const MERGE: &str = "\
 Parts can be merged in any order and shape, and parts of parts with --tally.
@@ -147,11 +153,11 @@ Examples:
   amxctl merge --tally rack-1.tally rack-2.tally > fleet.tally";
 
 const COMPAT: &str = "\
-It exits with 0 when the guest of A runs on B as it is. It exits with 3 when the
-guest has not started, and runs on B once something is hidden from it, and with
-1 when it does not run as it is. What a saved state does not say is guessed and
-said to be a guess; where too little is known, it exits with 4 and names what is
-missing.
+It exits with 0 when the guest of A runs on B as it is, and with 1 when it does
+not. It exits with 3 when the guest has not started, and runs on B once something
+is hidden from it. A saved guest is judged as `amxctl verify` judges it. What a
+saved state does not say is guessed, and named as a guess; where too little is
+known, it exits with 4 and names the option that helps.
 
 Examples:
   amxctl compat node-17.json icelake.json
@@ -159,22 +165,21 @@ Examples:
   amxctl compat guest.cpuid node-17.json --json";
 
 const INSPECT: &str = "\
-It opens states of vmm-amx, raw areas of KVM_GET_XSAVE2, the
-snapshot folder or state.json of Cloud Hypervisor, the text of Firecracker's
-`snapshot-editor info-vmstate vcpu-states`, and core dumps. The contents say
-what it is. It exits with 0 when the file could be read, whatever is in it;
-`amxctl verify` judges.
+It opens states of vmm-amx, raw areas of KVM_GET_XSAVE2, the snapshot folder or
+state.json of Cloud Hypervisor, the text of Firecracker's `snapshot-editor
+info-vmstate vcpu-states`, and core dumps; `-` is standard input. It exits with
+0 when the file could be read, whatever is in it; `amxctl verify` judges.
 
 Examples:
   amxctl inspect snapshot
   amxctl inspect vcpu.xsave2 --xfd 0x40000 --svg vcpu.svg
-  amxctl inspect --json core.4711 | jq '.vcpus[].rules'";
+  amxctl inspect --json core.4711 | jq '.vcpus[].findings'";
 
 const DIFF: &str = "\
-Like diff(1), it exits with 1 when they differ. What an initial component's
-bytes happen to be does not count, nor where a component lies. Of two
-descriptions of a host it says what guests can have no more and what they can
-have now, and which running guests that strands.
+Like diff(1), it exits with 1 when they differ. It compares the values of
+components, not where they lie, nor the bytes of initial ones. Of two
+descriptions of a host it says which features guests lose, which they gain, and
+which running guests rely on what is lost.
 
 Examples:
   amxctl diff before.xstate after.xstate
@@ -182,18 +187,19 @@ Examples:
   amxctl diff snapshot vcpus.xstate --vcpu 0 --all";
 
 const VERIFY: &str = "\
-Each rule that a host depends on is checked first; a state that breaks one is
-refused whatever the host. Then, whether that host can hold it. It exits with
-1 when the state must not, or cannot, be restored, and with 4 when the file does
-not say enough: then it names the option that does.
+The rules of the area and its registers come first: a state that breaks one is
+refused on any host. So is a file that lacks registers of its guest, such as
+IA32_XSS. Then the guest is compared with the host. It exits with 1 when the
+state must not, or cannot, be restored, and with 4 when the file does not say
+enough: then it names the option that helps.
 
 Examples:
   amxctl verify snapshot --on node-17.json
   amxctl verify vcpus.xstate";
 
 const CONVERT: &str = "\
-What would be lost is refused, and listed with the name by which --allow takes
-it.
+A conversion that would lose something is refused, and names the --allow that
+accepts the loss.
 
 Examples:
   amxctl convert snapshot --to state -o vcpus.xstate
@@ -213,7 +219,7 @@ Examples:
 /// What the file may not say.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct GivenArgs {
-    /// CPUID of the guest, as `cpuid -r` prints it, or the description of a host: where the components lie
+    /// CPUID of the guest: as `cpuid -r` prints it, or the description of a host whose guests get all that it has
     #[arg(long, value_name = "FILE", help_heading = "What the file may not say")]
     pub(crate) cpuid: Option<PathBuf>,
     /// XCR0 of the guest
@@ -225,6 +231,9 @@ pub(crate) struct GivenArgs {
     /// IA32_XFD_ERR of the guest, MSR 0x1c5
     #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
     pub(crate) xfd_err: Option<XFeatures>,
+    /// IA32_XSS of the guest, MSR 0xda0, where the VMM keeps it and the MSRs behind it in another file
+    #[arg(long, value_name = "BITMAP", value_parser = bitmap, help_heading = "What the file may not say")]
+    pub(crate) xss: Option<XFeatures>,
 }
 
 impl GivenArgs {
@@ -234,17 +243,18 @@ impl GivenArgs {
             xcr0,
             xfd,
             xfd_err,
+            xss,
         } = self;
-        cpuid.is_some() || xcr0.or(*xfd).or(*xfd_err).is_some()
+        cpuid.is_some() || xcr0.or(*xfd).or(*xfd_err).or(*xss).is_some()
     }
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
-    /// The host that this file describes, or the fleet with one description a line, and not this host; `-` is standard input
+    /// The host: its description, or CPUID as `cpuid -r` prints it; or a fleet, one description a line; without it, this host
     #[arg(long, value_name = "FILE")]
     pub(crate) host: Option<PathBuf>,
-    /// Do without this fix, by its CVE or commit; may be repeated
+    /// Accept that this fix is missing, by its CVE or commit; may be repeated
     #[arg(long, value_name = "ID")]
     pub(crate) ignore: Vec<String>,
 }
@@ -260,6 +270,9 @@ pub(crate) struct DescribeArgs {
     /// For people: on many lines
     #[arg(long)]
     pub(crate) pretty: bool,
+    /// Write the CPU of a guest that gets all that this host has, for this tool
+    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "pretty")]
+    pub(crate) format: Option<Tool>,
 }
 
 #[derive(Debug, Args)]
@@ -269,6 +282,8 @@ pub(crate) struct BaselineArgs {
     /// Print the tally, for `amxctl merge`, and not the baseline
     #[arg(long)]
     pub(crate) tally: bool,
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
     /// Leave out lines that are no description, and count them
     #[arg(long)]
     pub(crate) skip_broken: bool,
@@ -288,6 +303,30 @@ pub(crate) struct MergeArgs {
     /// Print the tally of all, and not the baseline
     #[arg(long)]
     pub(crate) tally: bool,
+    #[command(flatten)]
+    pub(crate) guest: GuestArgs,
+}
+
+/// The CPU of a guest that runs on every host, for another tool.
+#[derive(Debug, Args)]
+pub(crate) struct GuestArgs {
+    /// Write the CPU of a guest that runs on every host, for this tool; what its format cannot hold is said on standard error
+    #[arg(long, value_enum, value_name = "TOOL", conflicts_with = "tally")]
+    pub(crate) format: Option<Tool>,
+    /// The host of the fleet that starts the guest: needed where no single template fits all hosts
+    #[arg(long = "for", value_name = "HOST.JSON", requires = "format")]
+    pub(crate) host: Option<PathBuf>,
+}
+
+/// A tool that reads the CPU of a guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Tool {
+    /// A custom CPU template, JSON
+    Firecracker,
+    /// The option -cpu, on one line
+    Qemu,
+    /// CPUID as `cpuid -r` prints it
+    Cpuid,
 }
 
 #[derive(Debug, Args)]
@@ -309,8 +348,8 @@ pub(crate) struct CompatArgs {
 pub(crate) struct VerifyArgs {
     /// The saved state
     pub(crate) file: PathBuf,
-    /// The host that this file describes; without it, this one
-    #[arg(long, value_name = "HOST.JSON")]
+    /// The host: its description, or CPUID as `cpuid -r` prints it; without it, this host
+    #[arg(long, value_name = "FILE")]
     pub(crate) on: Option<PathBuf>,
     /// Only this vCPU; may be repeated
     #[arg(long, value_name = "ID")]
@@ -335,9 +374,9 @@ pub(crate) struct InspectArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DiffArgs {
-    /// The one
+    /// The first saved state, or host
     pub(crate) first: PathBuf,
-    /// The other
+    /// The second
     pub(crate) second: PathBuf,
     /// Only this vCPU; may be repeated
     #[arg(long, value_name = "ID")]

@@ -5,15 +5,17 @@ use std::io::Write as _;
 use std::path::Path;
 
 use amxctl::Subject;
-use amxctl::vcpu::Owner;
+use amxctl::rules::Rule;
+use amxctl::vcpu::{Doubt, Owner};
 use anyhow::{Context, bail};
 use serde_json::json;
-use xsave_state::sanitize::{SanitizeError, UntrustedArea, sanitize};
+use xsave_state::sanitize::{SanitizeError, sanitize};
 use xsave_state::{ExtendedState, Layout, Losses, Misfit, RelocateError, wire};
 
 use crate::cli::{ConvertArgs, To};
+use crate::outcome::Outcome;
 use crate::screen::{self, Mark};
-use crate::{Outcome, guesses, input, load};
+use crate::{input, judge};
 
 /// One vCPU, converted.
 struct Converted {
@@ -21,18 +23,20 @@ struct Converted {
     state: ExtendedState<'static>,
     /// What is not as it was.
     changes: Vec<String>,
+    /// Whether the guest cannot notice any of it.
+    is_lossless: bool,
     /// What was guessed and now looks like a fact.
     guesses: Vec<String>,
 }
 
 pub(crate) fn run(args: &ConvertArgs, json: bool) -> anyhow::Result<Outcome> {
     let allow = allow(&args.allow)?;
-    let given = load::given(&args.given)?;
+    let given = input::given(&args.given)?;
     let target = match &args.layout {
         Some(path) => Some(input::layout(path)?),
         None => None,
     };
-    let loaded = load::load(&args.file, &args.vcpu, &given)?;
+    let loaded = input::saved(&args.file, &args.vcpu, &given)?;
     if args.to == To::Raw && loaded.subjects.len() != 1 {
         bail!(
             "{}: {}; choose one with --vcpu, or write them with --to state",
@@ -80,27 +84,37 @@ fn convert(
              wrong with that. Give it with --xfd (0 if the guest has not)"
         );
     }
-    // Raw bytes stay where they are unless they are laid out anew.
-    if to != To::Raw || target.is_some() {
-        guesses::only_one_layout(subject)?;
+    match &subject.doubt {
+        // Raw bytes stay where they are unless they are laid out anew.
+        Some(Doubt::Other(_)) if to == To::Raw && target.is_none() => {}
+        Some(doubt) => bail!("{doubt}"),
+        None => {}
     }
-    let (state, mut changes) = valid(subject, allow)?;
+    let unsettled = subject
+        .unsettled()
+        .filter(|finding| to != To::Raw || matches!(finding.rule, Rule::Layout | Rule::Cpuid));
+    if let Some(finding) = unsettled {
+        bail!("{}", finding.values);
+    }
+    let (state, mut changes, mut is_lossless) = valid(subject, allow)?;
     let state = match target {
         None => state,
         Some(layout) => {
             let relocated = state.relocate(layout, allow).map_err(lossy)?;
+            is_lossless &= relocated.lost.is_empty();
             changes.extend(relocated.lost.iter().map(ToString::to_string));
             relocated.state
         }
     };
-    let mut guessed: Vec<String> = guesses::layout(subject).into_iter().collect();
+    let mut guessed: Vec<String> = judge::guessed_layout(subject).into_iter().collect();
     if to != To::Raw {
-        guessed.extend(guesses::registers(subject));
+        guessed.extend(judge::guessed_registers(subject));
     }
     Ok(Converted {
         owner: subject.owner,
         state,
         changes,
+        is_lossless,
         guesses: guessed,
     })
 }
@@ -109,14 +123,18 @@ fn convert(
 fn valid(
     subject: &Subject,
     allow: Losses,
-) -> anyhow::Result<(ExtendedState<'static>, Vec<String>)> {
-    if let Ok(state) = subject.state() {
-        return Ok((state.into_owned(), Vec::new()));
+) -> anyhow::Result<(ExtendedState<'static>, Vec<String>, bool)> {
+    if let Ok(state) = subject.state()
+        && !subject.is_compacted()
+    {
+        return Ok((state.into_owned(), Vec::new(), true));
     }
-    let untrusted = UntrustedArea::new(&subject.area, subject.registers());
-    let sanitized = sanitize(&untrusted, &subject.layout.value, allow).map_err(refused)?;
-    let changes = sanitized.report.changes().iter();
-    Ok((sanitized.state, changes.map(ToString::to_string).collect()))
+    let sanitized =
+        sanitize(&subject.untrusted(), &subject.layout.value, allow).map_err(refused)?;
+    let changes = sanitized.report.changes();
+    let is_lossless = changes.iter().all(|change| change.loss().is_empty());
+    let changes = changes.iter().map(ToString::to_string).collect();
+    Ok((sanitized.state, changes, is_lossless))
 }
 
 /// By which names of --allow it would go.
@@ -215,10 +233,10 @@ fn text(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> String {
         let _ = writeln!(text, "  {} {who}: the same state", screen::mark(Mark::Good));
     }
     for one in others {
-        let (mark, said) = if one.changes.is_empty() {
-            (Mark::Good, "the same state")
-        } else {
-            (Mark::Warning, "not as it was:")
+        let (mark, said) = match (one.changes.is_empty(), one.is_lossless) {
+            (true, _) => (Mark::Good, "the same state"),
+            (_, true) => (Mark::Good, "the same state, in another form:"),
+            _ => (Mark::Warning, "not as it was:"),
         };
         let _ = writeln!(text, "  {} {}: {said}", screen::mark(mark), one.owner);
         for change in &one.changes {
@@ -240,6 +258,7 @@ fn as_json(args: &ConvertArgs, converted: &[Converted], bytes: usize) -> anyhow:
                 "owner": one.owner.to_string(),
                 "id": one.owner.id(),
                 "changes": one.changes,
+                "lossless": one.is_lossless,
                 "guesses": one.guesses,
             })
         })

@@ -4,9 +4,10 @@ use cpuid_amx::coherence;
 use host_compat::{Host, probe};
 
 use crate::cli::DescribeArgs;
-use crate::{Outcome, input, screen};
+use crate::outcome::Outcome;
+use crate::{fleet, input, screen};
 
-pub(crate) fn run(args: &DescribeArgs) -> anyhow::Result<Outcome> {
+pub(crate) fn run(args: &DescribeArgs, json: bool) -> anyhow::Result<Outcome> {
     let mut host = match &args.cpuid {
         Some(path) => Host::from_cpuid(path.display().to_string(), input::cpuid(path)?),
         None => probe(),
@@ -23,6 +24,9 @@ pub(crate) fn run(args: &DescribeArgs) -> anyhow::Result<Outcome> {
         if !contradiction.is_recomputed_by_kvm() {
             screen::warning(&contradiction.to_string());
         }
+    }
+    if let Some(tool) = args.format {
+        return Outcome::yes(fleet::write_for_host(&host, tool, json)?);
     }
     let text = if args.pretty {
         serde_json::to_string_pretty(&host)?

@@ -4,15 +4,14 @@ use std::fmt::Write;
 
 use amxctl::Subject;
 use amxctl::diff::{ComponentDiff, Diff, PartDiff, RegisterDiff, Use, diff};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use serde_json::{Value, json};
 use xsave_state::XFeatures;
 
 use crate::cli::DiffArgs;
-use crate::input::{self, Guest};
-use crate::load::{self, Loaded};
+use crate::input::{self, Guest, Loaded};
+use crate::outcome::{Answer, Outcome};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, guesses};
 
 mod hosts;
 
@@ -44,13 +43,15 @@ pub(crate) fn run(args: &DiffArgs, json: bool) -> anyhow::Result<Outcome> {
             args.second.display()
         ),
     };
-    let given = load::given(&args.given)?;
-    let first = load::subjects(&args.first, first, &args.vcpu, &given)?;
-    let second = load::subjects(&args.second, second, &args.vcpu, &given)?;
+    let given = input::given(&args.given)?;
+    let first = input::subjects(&args.first, first, &args.vcpu, &given)?;
+    let second = input::subjects(&args.second, second, &args.vcpu, &given)?;
     for loaded in [&first, &second] {
         for subject in &loaded.subjects {
-            guesses::only_one_layout(subject)
-                .with_context(|| format!("{}: {}", loaded.name, subject.owner))?;
+            // Components that are looked for at the wrong places are other registers.
+            if let Some(doubt) = &subject.doubt {
+                bail!("{}: {}: {doubt}", loaded.name, subject.owner);
+            }
         }
     }
     let pairs = pairs(&first, &second);

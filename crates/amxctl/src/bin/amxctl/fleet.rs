@@ -1,21 +1,24 @@
-//! `amxctl baseline` and `amxctl merge`: what a fleet shares, in one go or from parts.
+//! `amxctl baseline` and `amxctl merge`: what a fleet shares, in one go or from parts, and the CPU of its
+//! guests.
 
-use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use host_compat::Fleet;
-use host_compat::baseline::Lines;
+use host_compat::baseline::{LineError, Lines};
 use indicatif::{HumanCount, ProgressBar, ProgressStyle};
 
-use crate::cli::{BaselineArgs, MergeArgs};
+use crate::cli::{BaselineArgs, GuestArgs, MergeArgs};
+use crate::input;
+use crate::outcome::{Answer, Outcome};
 use crate::screen;
-use crate::{Answer, Outcome, input, load};
 
+mod guest;
 mod show;
 
+pub(crate) use guest::write_for_host;
 pub(crate) use show::word;
 
 /// A description has about 8 KB.
@@ -44,7 +47,7 @@ pub(crate) fn baseline(args: &BaselineArgs, json: bool) -> anyhow::Result<Outcom
         if path == Path::new("-") {
             input.read(&name, io::stdin().lock(), &mut lines, args.skip_broken)?;
         } else {
-            let file = File::open(path).with_context(|| name.clone())?;
+            let file = amxctl::open::open_file(path).with_context(|| name.clone())?;
             let file = BufReader::with_capacity(1 << 20, file);
             input.read(&name, file, &mut lines, args.skip_broken)?;
         }
@@ -58,7 +61,13 @@ pub(crate) fn baseline(args: &BaselineArgs, json: bool) -> anyhow::Result<Outcom
             input.first_broken.unwrap_or_default()
         ));
     }
-    say(&lines.into_fleet(), args.tally, args.skip_undescribed, json)
+    let output = Output {
+        tally: args.tally,
+        guest: &args.guest,
+        skip_undescribed: args.skip_undescribed,
+        json,
+    };
+    output.of(&lines.into_fleet())
 }
 
 /// `amxctl merge`.
@@ -75,33 +84,52 @@ pub(crate) fn merge(args: &MergeArgs, json: bool) -> anyhow::Result<Outcome> {
         })?;
         fleet.merge(part).with_context(name)?;
     }
-    say(&fleet, args.tally, args.skip_undescribed, json)
+    let output = Output {
+        tally: args.tally,
+        guest: &args.guest,
+        skip_undescribed: args.skip_undescribed,
+        json,
+    };
+    output.of(&fleet)
 }
 
-fn say(fleet: &Fleet, tally: bool, skip: bool, json: bool) -> anyhow::Result<Outcome> {
-    if tally {
-        return Outcome::yes(serde_json::to_string(fleet)? + "\n");
+/// What is to be printed of a fleet.
+struct Output<'a> {
+    tally: bool,
+    guest: &'a GuestArgs,
+    skip_undescribed: bool,
+    json: bool,
+}
+
+impl Output<'_> {
+    fn of(&self, fleet: &Fleet) -> anyhow::Result<Outcome> {
+        if self.tally {
+            return Outcome::yes(serde_json::to_string(fleet)? + "\n");
+        }
+        if fleet.hosts() == 0 {
+            bail!(
+                "there are no hosts: expected descriptions, as `amxctl describe` writes them, one a \
+                 line"
+            );
+        }
+        let baseline = fleet.baseline();
+        let text = match self.guest.format {
+            Some(tool) => guest::write(fleet, self.guest.host.as_deref(), tool, self.json)?,
+            None if self.json => {
+                serde_json::to_string_pretty(&show::as_json(fleet, &baseline))? + "\n"
+            }
+            None => show::text(fleet, &baseline),
+        };
+        let complete = baseline.undescribed.is_empty() || self.skip_undescribed;
+        Ok(Outcome {
+            text,
+            answer: if complete {
+                Answer::Yes
+            } else {
+                Answer::Warning
+            },
+        })
     }
-    if fleet.hosts() == 0 {
-        bail!(
-            "there are no hosts: expected descriptions, as `amxctl describe` writes them, one a line"
-        );
-    }
-    let baseline = fleet.baseline();
-    let text = if json {
-        serde_json::to_string_pretty(&show::as_json(fleet, &baseline))? + "\n"
-    } else {
-        show::text(fleet, &baseline)
-    };
-    let complete = baseline.undescribed.is_empty() || skip;
-    Ok(Outcome {
-        text,
-        answer: if complete {
-            Answer::Yes
-        } else {
-            Answer::Warning
-        },
-    })
 }
 
 /// What is read, line by line, and how far.
@@ -122,7 +150,7 @@ impl Input {
             .filter(|&all| all > 0 && !files.is_empty());
         let bar = match all {
             Some(all) if all < SLOW_BYTES => ProgressBar::hidden(),
-            Some(all) => load::bytes_bar(all),
+            Some(all) => screen::bytes_bar(all),
             None => ProgressBar::new_spinner(),
         };
         if all.is_none()
@@ -165,26 +193,29 @@ impl Input {
             self.tick(read);
             let place = || format!("{name}, line {number} (byte {at})");
             if read > MAX_LINE_BYTES {
-                bail!(
+                let long = format!(
                     "{}: expected one description a line, found a line of more than \
                      {MAX_LINE_BYTES} bytes",
                     place()
                 );
+                if !skip_broken {
+                    bail!(long);
+                }
+                self.leave_out(|| long);
+                if !line.ends_with(b"\n") {
+                    let rest = input.skip_until(b'\n').with_context(|| name.to_owned())?;
+                    next = next.saturating_add(u64::try_from(rest).unwrap_or(u64::MAX));
+                }
+                continue;
             }
             if line.trim_ascii().is_empty() {
                 continue;
             }
-            let mut is_broken = false;
-            let parsed = fleet.add(&line, |line| {
-                serde_json::from_slice(line).inspect_err(|_| is_broken = true)
-            });
-            let Err(error) = parsed else {
+            let Err(error) = fleet.add(&line) else {
                 continue;
             };
-            if is_broken && skip_broken {
-                self.broken = self.broken.saturating_add(1);
-                self.first_broken
-                    .get_or_insert_with(|| format!("{}: {error}", place()));
+            if skip_broken && matches!(error, LineError::Parse(_)) {
+                self.leave_out(|| format!("{}: {error}", place()));
                 continue;
             }
             return Err(anyhow::Error::new(error).context(format!(
@@ -192,6 +223,11 @@ impl Input {
                 place()
             )));
         }
+    }
+
+    fn leave_out(&mut self, why: impl FnOnce() -> String) {
+        self.broken = self.broken.saturating_add(1);
+        self.first_broken.get_or_insert_with(why);
     }
 
     fn tick(&mut self, read: u64) {

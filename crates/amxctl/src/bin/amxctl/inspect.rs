@@ -2,16 +2,17 @@
 
 use std::fmt::Write;
 
-use amxctl::rules::{self, Finding, Rule, Verdict};
+use amxctl::rules;
 use amxctl::{Known, Source, Subject};
 use cpuid_amx::coherence;
 use serde_json::{Value, json};
 use xsave_state::{Component, XFeatures};
 
 use crate::cli::InspectArgs;
-use crate::load::{self, Loaded};
+use crate::input::{self, Loaded};
+use crate::outcome::Outcome;
 use crate::screen::{self, Mark};
-use crate::{Outcome, map, svg, tiles};
+use crate::{map, render, svg, tiles};
 
 /// Where the values of registers begin.
 const VALUES: usize = 16;
@@ -19,8 +20,8 @@ const VALUES: usize = 16;
 const SHOWN: usize = 16;
 
 pub(crate) fn run(args: &InspectArgs, json: bool) -> anyhow::Result<Outcome> {
-    let given = load::given(&args.given)?;
-    let loaded = load::load(&args.file, &args.vcpu, &given)?;
+    let given = input::given(&args.given)?;
+    let loaded = input::saved(&args.file, &args.vcpu, &given)?;
     if let (Some(path), Some(subject)) = (&args.svg, loaded.subjects.first()) {
         svg::write(path, subject, &loaded.name)?;
     }
@@ -58,15 +59,15 @@ pub(crate) fn run(args: &InspectArgs, json: bool) -> anyhow::Result<Outcome> {
 
 /// What the file is.
 pub(crate) fn heading(loaded: &Loaded) -> String {
-    let what = match loaded.snapshot.format {
+    let what = match loaded.format {
         amxctl::Format::ElfCore => "thread",
         _ => "vCPU",
     };
     format!(
         "{}: {}, {} bytes, {}\n",
         screen::title(&loaded.name),
-        loaded.snapshot.format,
-        screen::grouped(loaded.snapshot.file_bytes),
+        loaded.format,
+        screen::grouped(loaded.file_bytes),
         screen::count(loaded.subjects.len(), what)
     )
 }
@@ -76,7 +77,15 @@ fn vcpu(subject: &Subject) -> String {
     text.push_str(&registers(subject));
     text.push_str(&components(subject));
     let _ = writeln!(text, "\n  {}", screen::title("Rules"));
-    text.push_str(&findings(&rules::check(subject)));
+    let found = rules::check(subject);
+    if found.is_empty() {
+        let mark = screen::mark(Mark::Good);
+        let _ = writeln!(
+            text,
+            "  {mark} all hold: the area and its registers can be restored"
+        );
+    }
+    text.push_str(&render::findings(&found));
     text.push_str(&cpuid(subject));
     text.push_str(&tiles::text(subject));
     text
@@ -128,11 +137,22 @@ fn registers(subject: &Subject) -> String {
         source(&subject.xfd_err).as_ref(),
     );
     line("MXCSR", format!("{:#x}", subject.mxcsr()), None);
+    if subject.xss.is_some() || !subject.layout.value.supervisor().is_empty() {
+        line(
+            "IA32_XSS",
+            or_unknown(&subject.xss),
+            source(&subject.xss).as_ref(),
+        );
+    }
     let layout = &subject.layout;
+    let format = match subject.is_compacted() {
+        true => "; the area is compacted",
+        false => "",
+    };
     line(
         "layout",
         format!(
-            "{} bytes",
+            "{} bytes{format}",
             screen::grouped(layout.value.standard_size() as u64)
         ),
         Some(&layout.source),
@@ -174,7 +194,7 @@ fn components(subject: &Subject) -> String {
             component.id().number().to_string(),
             component.id().to_string(),
             state,
-            screen::grouped(component.offset().unwrap_or(0) as u64),
+            offset(subject, component),
             screen::grouped(component.size() as u64),
             lines,
             bars,
@@ -184,71 +204,47 @@ fn components(subject: &Subject) -> String {
     screen::indented(&table)
 }
 
+/// Where a component lies in the area.
+fn offset(subject: &Subject, component: &Component) -> String {
+    let has_place = |placed: XFeatures| placed.contains(component.id().bit());
+    match subject.place(component.id()) {
+        Some(place) => screen::grouped(place.start as u64),
+        None if subject.placed().is_some_and(has_place) => "?".to_owned(),
+        None => "none".to_owned(),
+    }
+}
+
 fn user_components(subject: &Subject) -> impl Iterator<Item = &Component> {
     let components = subject.layout.value.components();
     components.filter(|component| component.offset().is_some())
 }
 
-/// The rules, each with its mark; with what a broken one can do.
-pub(crate) fn findings(findings: &[Finding]) -> String {
-    let mut text = String::new();
-    for finding in findings {
-        let mark = match finding.verdict {
-            Verdict::Holds => Mark::Good,
-            Verdict::Broken => Mark::Bad,
-            Verdict::Unknown => Mark::Unknown,
-        };
-        let title = format!("{:<24}", finding.rule.title());
-        let wrapped = screen::wrap(&finding.values, 29);
-        let mut lines = wrapped.lines();
-        let first = lines.next().unwrap_or_default().trim_start();
-        let _ = writeln!(
-            text,
-            "  {} {} {}",
-            screen::mark(mark),
-            mark.paint(&title),
-            first
-        );
-        for line in lines {
-            let _ = writeln!(text, "{line}");
-        }
-        if finding.verdict == Verdict::Broken {
-            let danger = screen::wrap(&sentence(finding.rule.danger()), 4);
-            let _ = writeln!(text, "{}", Mark::Bad.paint(danger.trim_end()));
-        }
-    }
-    text
-}
-
-/// With a capital and a full stop.
-fn sentence(text: &str) -> String {
-    let mut characters = text.chars();
-    let first = characters
-        .next()
-        .map(|first| first.to_uppercase().to_string());
-    format!("{}{}.", first.unwrap_or_default(), characters.as_str())
-}
-
 /// Whether the guest's CPUID is coherent, where the file has it.
 fn cpuid(subject: &Subject) -> String {
-    let Some(table) = &subject.cpuid else {
+    let Some(cpuid) = &subject.cpuid else {
         return String::new();
     };
-    let found = coherence::check(table);
+    let found = coherence::check(&cpuid.entries);
     if found.is_empty() {
         return format!(
-            "  {} {:<24} {} leaves\n",
+            "  {} {:<24} {} entries\n",
             screen::mark(Mark::Good),
             "CPUID is coherent",
-            table.len()
+            cpuid.entries.len()
         );
+    }
+    // Entries that hide others are among the rules.
+    let hidden: Vec<_> = cpuid.hidden_entries().collect();
+    let mut others = found.iter().filter(|one| !hidden.contains(one)).peekable();
+    if others.peek().is_none() {
+        return String::new();
     }
     let mut text = format!(
         "  {} {}\n",
         screen::mark(Mark::Warning),
         Mark::Warning.paint("CPUID contradicts itself")
     );
-    for contradiction in found {
+    for contradiction in others {
         text.push_str(&screen::wrap(&contradiction.to_string(), 4));
     }
     text
@@ -257,34 +253,10 @@ fn cpuid(subject: &Subject) -> String {
 fn as_json(loaded: &Loaded) -> Value {
     json!({
         "file": loaded.name,
-        "format": loaded.snapshot.format.name(),
-        "file_bytes": loaded.snapshot.file_bytes,
+        "format": loaded.format.name(),
+        "file_bytes": loaded.file_bytes,
         "vcpus": loaded.subjects.iter().map(vcpu_json).collect::<Vec<_>>(),
     })
-}
-
-/// The rules for machines.
-pub(crate) fn rules_json(findings: &[Finding]) -> Value {
-    findings
-        .iter()
-        .map(|finding| {
-            let mut value = json!({
-                "rule": finding.rule.name(),
-                "verdict": match finding.verdict {
-                    Verdict::Holds => "holds",
-                    Verdict::Broken => "broken",
-                    Verdict::Unknown => "unknown",
-                },
-                "values": finding.values,
-            });
-            if finding.verdict == Verdict::Broken
-                && let Some(map) = value.as_object_mut()
-            {
-                map.insert("danger".to_owned(), Rule::danger(finding.rule).into());
-            }
-            value
-        })
-        .collect()
 }
 
 fn vcpu_json(subject: &Subject) -> Value {
@@ -303,7 +275,7 @@ fn vcpu_json(subject: &Subject) -> Value {
                 "number": component.id().number(),
                 "name": component.id().to_string(),
                 "in_use": subject.xstate_bv().contains(component.id().bit()),
-                "offset": component.offset(),
+                "offset": subject.place(component.id()).map(|place| place.start),
                 "bytes": component.size(),
                 "lines": lines,
                 "lines_not_zero": lines_not_zero,
@@ -331,17 +303,19 @@ fn vcpu_json(subject: &Subject) -> Value {
         "xcr0": known(&subject.xcr0),
         "xfd": subject.xfd.as_ref().map(known),
         "xfd_err": subject.xfd_err.as_ref().map(known),
+        "xss": subject.xss.as_ref().map(known),
         "mxcsr": format!("{:#x}", subject.mxcsr()),
         "area_bytes": subject.area.len(),
+        "compacted": subject.is_compacted(),
         "layout": {
             "bytes": subject.layout.value.standard_size(),
             "source": source(&subject.layout.source),
             "why": why(&subject.layout.source),
         },
         "components": components,
-        "rules": rules_json(&rules::check(subject)),
-        "contradictions": subject.cpuid.as_ref().map(|table| {
-            coherence::check(table).iter().map(ToString::to_string).collect::<Vec<_>>()
+        "findings": rules::check(subject).iter().map(render::finding_json).collect::<Vec<_>>(),
+        "contradictions": subject.cpuid.as_ref().map(|cpuid| {
+            coherence::check(&cpuid.entries).iter().map(ToString::to_string).collect::<Vec<_>>()
         }),
         "tile_config": config,
         "tiles": tiles,
@@ -353,6 +327,7 @@ fn source(source: &Source) -> &str {
         Source::File => "file",
         Source::Given(_) => "option",
         Source::Guess(_) => "guess",
+        Source::Reset(_) => "reset",
     }
 }
 
@@ -360,6 +335,6 @@ fn source(source: &Source) -> &str {
 fn why(source: &Source) -> Option<&str> {
     match source {
         Source::File => None,
-        Source::Given(why) | Source::Guess(why) => Some(why),
+        Source::Given(why) | Source::Guess(why) | Source::Reset(why) => Some(why),
     }
 }

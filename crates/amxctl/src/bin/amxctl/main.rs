@@ -16,12 +16,13 @@ mod convert;
 mod describe;
 mod diff;
 mod fleet;
-mod guesses;
 mod input;
 mod inspect;
-mod load;
+mod judge;
 mod map;
+mod outcome;
 mod pages;
+mod render;
 mod screen;
 mod svg;
 mod tiles;
@@ -33,30 +34,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches};
 
 use cli::{Cli, Command};
-
-/// What a command has to say, and whether the answer is yes.
-struct Outcome {
-    text: String,
-    answer: Answer,
-}
-
-/// The exit codes, as `amxctl --help` lists them. Trouble is 2, as clap has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Answer {
-    Yes,
-    No,
-    Warning,
-    Unknown,
-}
-
-impl Outcome {
-    fn yes(text: String) -> anyhow::Result<Self> {
-        Ok(Self {
-            text,
-            answer: Answer::Yes,
-        })
-    }
-}
+use outcome::{Answer, Outcome};
 
 fn main() -> ExitCode {
     let color = screen::color_of(std::env::args_os());
@@ -68,18 +46,20 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         // --help and --version are no errors.
         Err(error) if error.use_stderr() && cli::wants_json(std::env::args_os()) => {
-            return trouble(&cli::plain_error(&error), true);
+            return trouble(&cli::plain_error(&error), true, true);
         }
         Err(error) => error.exit(),
     };
     cli.color.apply();
     let outcome = match run(&cli) {
         Ok(outcome) => outcome,
-        Err(error) => return trouble(&error, cli.json && !cli.command.writes_to_stdout()),
+        Err(error) => return trouble(&error, cli.json, !cli.command.writes_to_stdout()),
     };
     match io::stdout().write_all(outcome.text.as_bytes()) {
         // Whoever reads has seen enough.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => trouble(&error.into(), false),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            trouble(&error.into(), cli.json, false)
+        }
         _ => match outcome.answer {
             Answer::Yes => ExitCode::SUCCESS,
             Answer::No => ExitCode::from(1),
@@ -89,11 +69,16 @@ fn main() -> ExitCode {
     }
 }
 
-/// Says what is wrong: to people, or to the machine that reads standard output.
-fn trouble(error: &anyhow::Error, json: bool) -> ExitCode {
-    // Where standard output is gone there is the exit code.
-    if !json || write!(io::stdout(), "{}", screen::error_json(error)).is_err() {
+/// Says what is wrong: to people, or to the machine that reads standard output. Where that is for a state, or
+/// cannot be written, standard error has to do.
+fn trouble(error: &anyhow::Error, json: bool, on_stdout: bool) -> ExitCode {
+    if !json {
         screen::error(error);
+        return ExitCode::from(2);
+    }
+    let text = screen::error_json(error);
+    if !on_stdout || write!(io::stdout(), "{text}").is_err() {
+        eprint!("{text}");
     }
     ExitCode::from(2)
 }
@@ -102,7 +87,7 @@ fn run(cli: &Cli) -> anyhow::Result<Outcome> {
     let json = cli.json;
     match &cli.command {
         Command::Check(args) => check::run(args, json),
-        Command::Describe(args) => describe::run(args),
+        Command::Describe(args) => describe::run(args, json),
         Command::Baseline(args) => fleet::baseline(args, json),
         Command::Merge(args) => fleet::merge(args, json),
         Command::Compat(args) => compat::run(args, json),

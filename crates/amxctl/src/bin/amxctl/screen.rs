@@ -2,12 +2,14 @@
 
 use std::ffi::OsString;
 use std::fmt::Write;
+use std::time::Duration;
 
 use amxctl::vcpu::Owner;
 use clap::ValueEnum;
 use comfy_table::presets::UTF8_BORDERS_ONLY;
 use comfy_table::{CellAlignment, ContentArrangement, Table};
 use console::style;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
 /// No wider, whatever the terminal: long lines are hard to read.
@@ -189,6 +191,19 @@ pub(crate) fn grouped(number: impl TryInto<u64>) -> String {
     indicatif::HumanCount(number.try_into().unwrap_or(u64::MAX)).to_string()
 }
 
+/// A bar for bytes, on standard error and on a terminal only.
+pub(crate) fn bytes_bar(all: u64) -> ProgressBar {
+    let bar = ProgressBar::new(all);
+    let style = ProgressStyle::with_template(
+        "{bar:24.cyan} {percent:>3} %  {bytes} of {total_bytes}, {eta} left",
+    );
+    if let Ok(style) = style {
+        bar.set_style(style.progress_chars("━╸─"));
+    }
+    bar.enable_steady_tick(Duration::from_millis(200));
+    bar
+}
+
 /// `1 vCPU`, `2 vCPUs`.
 pub(crate) fn count(number: usize, what: &str) -> String {
     let plural = if number == 1 { "" } else { "s" };
@@ -199,6 +214,13 @@ pub(crate) fn count(number: usize, what: &str) -> String {
 pub(crate) fn warning(text: &str) {
     let warning = style("warning:").for_stderr().yellow();
     eprintln!("{warning} {}", plain(text));
+}
+
+/// What a reader of standard output has to know as well, to standard error.
+pub(crate) fn note(text: &str) {
+    let indent = "note: ".len();
+    let lines = wrap(&plain(text), indent);
+    eprintln!("{} {}", style("note:").for_stderr().dim(), lines.trim());
 }
 
 /// Text is made for standard error from here on: its colours are, and not those of standard output.

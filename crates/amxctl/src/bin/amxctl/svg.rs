@@ -46,7 +46,7 @@ pub(crate) fn write(path: &Path, subject: &Subject, file: &str) -> anyhow::Resul
 }
 
 fn document(subject: &Subject, file: &str) -> Document {
-    let area = subject.standard();
+    let area = &subject.area;
     let regions = regions(subject);
     let all_tiles = tiles::tiles(subject);
     let (zero, tiles): (Vec<_>, Vec<_>) = all_tiles.iter().partition(|tile| tile.is_zero());
@@ -140,13 +140,14 @@ fn regions(subject: &Subject) -> Vec<Region> {
     }];
     let components = subject.layout.value.components();
     for (component, color) in components.zip(COLORS.iter().cycle()) {
-        let Some(start) = component.offset() else {
+        let user = component.offset().is_some();
+        let Some(place) = subject.place(component.id()).filter(|_| user) else {
             continue;
         };
         regions.push(Region {
             name: component.id().to_string(),
-            start,
-            end: plus(start, component.size()),
+            start: place.start,
+            end: place.end,
             color,
             in_use: subject.xstate_bv().contains(component.id().bit()),
         });

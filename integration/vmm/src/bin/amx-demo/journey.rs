@@ -14,7 +14,7 @@ use std::time::Duration;
 use amx_guest::report::Wish;
 use amx_vmm::linux::Guest;
 use amx_vmm::linux::guest::Verdict;
-use amx_vmm::migration::Options;
+use amx_vmm::migration::{Cancel, Options};
 use amx_vmm::snapshot::AtStop;
 use amx_vmm::{Host, Linux, Snapshot, file};
 use anyhow::{Context, bail, ensure};
@@ -201,8 +201,8 @@ pub(crate) fn go(host: &Host, kernel: &Path, leg: &str) -> anyhow::Result<()> {
             let options = Options {
                 downtime: Duration::from_micros(*downtime_micros),
                 max_rounds: *max_rounds,
-                patience: PATIENCE,
                 throttle_percent: *throttle_percent,
+                ..Options::within(PATIENCE)
             };
             let stream = out.context("it has connected")?;
             let report = guest.send(host, stream, &options, |_| {})?;
@@ -235,7 +235,7 @@ fn arrive(host: &Host, kernel: &Path, from: &Origin) -> anyhow::Result<Guest> {
         Origin::Boot => Guest::boot(host, &Linux::new(kernel))?,
         Origin::Stream => {
             let stream = UnixStream::from(stdin().as_fd().try_clone_to_owned()?);
-            Guest::receive(host, stream, PATIENCE, |_| {})?.0
+            Guest::receive(host, stream, PATIENCE, &Cancel::default(), |_| {})?.0
         }
         Origin::File(path) => {
             let snapshot = snapshot(path)?;

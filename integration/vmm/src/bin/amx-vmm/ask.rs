@@ -18,16 +18,26 @@ pub(crate) fn ask(path: &Path, order: &Request, screen: &mut Screen) -> anyhow::
             path.display()
         )
     })?;
-    control::tell(&stream, order).context("the order could not be told")?;
+    // Who does not want to hear it may have said why before.
+    let told = control::tell(&stream, order);
     for line in BufReader::new(stream).lines() {
-        let line = line.context("the process with the guest")?;
+        let Ok(line) = line else { break };
         let event: Event =
             serde_json::from_str(&line).context("the process with the guest speaks otherwise")?;
         screen.show(&event);
-        let resumed = *order == Request::Resume && matches!(event, Event::State { .. });
-        if let Some(code) = event.code().or(resumed.then_some(Code::Good)) {
+        let code = match (order, &event) {
+            (Request::Resume, Event::State { .. }) | (Request::Cancel, Event::NotMoved { .. }) => {
+                Some(Code::Good)
+            }
+            // It was too late.
+            (Request::Cancel | Request::Stop, Event::HandedOver(_)) => Some(Code::Failed),
+            (Request::Stop, Event::NotMoved { .. }) => None,
+            _ => event.code(),
+        };
+        if let Some(code) = code {
             return Ok(code);
         }
     }
+    told.context("the order could not be told")?;
     bail!("the process with the guest has ended without an answer: look what it says")
 }

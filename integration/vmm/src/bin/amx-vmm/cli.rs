@@ -46,8 +46,10 @@ pub(crate) enum Command {
     Send(Send),
     /// Saves a running guest to a snapshot file; it ends here.
     Save(Save),
-    /// Says how a running guest does.
+    /// Says how a running guest does, also while it is moved.
     Status(Control),
+    /// Keeps a guest that is being moved where it is.
+    Cancel(Control),
     /// Lets a guest run on that stands still because nobody knew which side has it.
     Resume(Control),
     /// Asks the init of a running guest to switch the machine off, and waits until it has; drops one that
@@ -84,16 +86,16 @@ pub(crate) struct Run {
 pub(crate) struct Receive {
     /// Path of the socket; it is made, and removed again.
     pub(crate) socket: PathBuf,
-    /// Seconds that the source may say nothing.
-    #[arg(long, default_value = "30")]
-    patience_s: NonZeroU32,
+    /// Seconds within which the guest has to be handed over, from the first connection on.
+    #[arg(long, default_value = "300")]
+    deadline_s: NonZeroU32,
     #[command(flatten)]
     pub(crate) here: Here,
 }
 
 impl Receive {
-    pub(crate) fn patience(&self) -> Duration {
-        seconds(self.patience_s)
+    pub(crate) fn deadline(&self) -> Duration {
+        Duration::from_secs(self.deadline_s.get().into())
     }
 }
 
@@ -108,7 +110,7 @@ pub(crate) struct Restore {
 /// The process that has the guest.
 #[derive(Debug, Args)]
 pub(crate) struct Here {
-    /// Takes orders (send, save, status, stop) at this Unix socket.
+    /// Takes orders (send, save, status, cancel, stop) at this Unix socket, which only its user can reach.
     #[arg(long)]
     pub(crate) control: Option<PathBuf>,
     /// Prints what the guest writes to its serial port, on standard error.
@@ -138,9 +140,15 @@ pub(crate) struct Send {
     /// It is stopped after so many rounds in any case.
     #[arg(long, default_value_t = Options::default().max_rounds, value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
-    /// Seconds that the destination may say nothing.
+    /// The guest runs on here when it has stood still for so long and is not handed over, in milliseconds.
+    #[arg(long, default_value_t = millis(Options::default().max_downtime))]
+    max_downtime_ms: u64,
+    /// It stays here when it is not handed over within so many seconds.
+    #[arg(long, default_value = "300")]
+    deadline_s: NonZeroU32,
+    /// Seconds after the hand-over within which the destination has to answer, or the move is undecided.
     #[arg(long, default_value = "30")]
-    patience_s: NonZeroU32,
+    answer_s: NonZeroU32,
     /// Percent of the time that the guest stands still meanwhile: for one that changes too much.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=i64::from(MAX_THROTTLE_PERCENT)))]
     throttle_percent: u8,
@@ -152,7 +160,9 @@ impl Send {
             socket: absolute(&self.socket),
             downtime_ms: self.downtime_ms,
             max_rounds: self.max_rounds,
-            patience_s: self.patience_s.get(),
+            max_downtime_ms: self.max_downtime_ms,
+            deadline_s: self.deadline_s.get(),
+            answer_s: self.answer_s.get(),
             throttle_percent: self.throttle_percent,
         }
     }
@@ -177,10 +187,6 @@ impl Save {
 /// The other process may have another working directory.
 fn absolute(path: &Path) -> PathBuf {
     path::absolute(path).unwrap_or_else(|_| path.to_owned())
-}
-
-fn seconds(number: NonZeroU32) -> Duration {
-    Duration::from_secs(number.get().into())
 }
 
 fn millis(time: Duration) -> u64 {
@@ -215,7 +221,9 @@ mod tests {
             socket,
             downtime_ms,
             max_rounds,
-            patience_s,
+            max_downtime_ms,
+            deadline_s,
+            answer_s,
             throttle_percent,
         } = send.request()
         else {
@@ -224,7 +232,12 @@ mod tests {
         assert!(socket.is_absolute() && socket.ends_with("there"));
         let defaults = Options::default();
         assert_eq!(u128::from(downtime_ms), defaults.downtime.as_millis());
-        assert_eq!(u64::from(patience_s), defaults.patience.as_secs());
+        assert_eq!(
+            u128::from(max_downtime_ms),
+            defaults.max_downtime.as_millis()
+        );
+        assert_eq!(u64::from(deadline_s), defaults.deadline.as_secs());
+        assert_eq!(u64::from(answer_s), defaults.answer.as_secs());
         assert_eq!(
             (max_rounds, throttle_percent),
             (defaults.max_rounds, defaults.throttle_percent)
@@ -253,7 +266,7 @@ mod tests {
                 "send s --control c --max-rounds 0",
                 Some(ErrorKind::ValueValidation),
             ),
-            ("receive s --patience-s 0", Some(ErrorKind::ValueValidation)),
+            ("receive s --deadline-s 0", Some(ErrorKind::ValueValidation)),
         ] {
             assert_eq!(parse(arguments).err(), refused, "{arguments}");
         }

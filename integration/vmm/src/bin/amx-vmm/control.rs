@@ -11,9 +11,13 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, bail};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::stat::{Mode, umask};
+use nix::unistd::Uid;
 use serde::{Deserialize, Serialize};
 
 use crate::event::Event;
@@ -22,7 +26,7 @@ use crate::event::Event;
 const LINE_BYTES: u64 = 16 << 10;
 /// How soon waiting is given up, in milliseconds.
 const GIVE_UP_MS: u8 = 100;
-/// Whoever connects has to say what he wants, and to read what he is told.
+/// Whoever connects has to say what he wants.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An order.
@@ -33,13 +37,16 @@ pub(crate) enum Request {
         socket: PathBuf,
         downtime_ms: u64,
         max_rounds: u32,
-        patience_s: u32,
+        max_downtime_ms: u64,
+        deadline_s: u32,
+        answer_s: u32,
         throttle_percent: u8,
     },
     Save {
         file: PathBuf,
     },
     Status,
+    Cancel,
     Resume,
     Stop,
 }
@@ -55,7 +62,11 @@ impl Socket {
     /// be taken for the guest.
     pub(crate) fn bind(path: &Path) -> anyhow::Result<Self> {
         let name = path.display();
-        let listener = UnixListener::bind(path).map_err(|error| {
+        // Nobody else connects, not even before its mode could be changed.
+        let mask = umask(Mode::from_bits_truncate(0o177));
+        let bound = UnixListener::bind(path);
+        umask(mask);
+        let listener = bound.map_err(|error| {
             if error.kind() == io::ErrorKind::AddrInUse {
                 anyhow!("{name} is there already: remove it if no process listens there any more")
             } else {
@@ -82,7 +93,11 @@ impl Socket {
             let mut ready = [PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
             match poll(&mut ready, timeout) {
                 Ok(0) | Err(Errno::EINTR) => {}
-                Ok(_) => return Ok(Some(self.listener.accept().with_context(failed)?.0)),
+                Ok(_) => {
+                    let (stream, _) = self.listener.accept().with_context(failed)?;
+                    require_own(&stream).with_context(failed)?;
+                    return Ok(Some(stream));
+                }
                 Err(error) => return Err(error).with_context(failed),
             }
         }
@@ -97,6 +112,18 @@ impl Drop for Socket {
     }
 }
 
+/// Refuses whoever is another user: a guest's memory is nobody else's. root may do anything anyway.
+pub(crate) fn require_own(stream: &UnixStream) -> anyhow::Result<()> {
+    let theirs = getsockopt(stream, PeerCredentials)
+        .context("who is there")?
+        .uid();
+    let ours = Uid::effective().as_raw();
+    if theirs != ours && theirs != 0 {
+        bail!("user {theirs} is at the other end; this process is user {ours}'s");
+    }
+    Ok(())
+}
+
 /// An order, and where its answer goes.
 pub(crate) type Order = (Request, UnixStream);
 
@@ -106,28 +133,29 @@ pub(crate) fn listen(path: &Path) -> anyhow::Result<(Socket, mpsc::Receiver<Orde
     let listener = socket.listener.try_clone().context("the control socket")?;
     let (sender, orders) = mpsc::channel();
     thread::spawn(move || {
-        for stream in listener.incoming() {
-            let Ok(stream) = stream else { continue };
-            match read(&stream) {
-                Ok(request) => {
-                    if sender.send((request, stream)).is_err() {
-                        break;
-                    }
-                }
+        for stream in listener.incoming().flatten() {
+            let sender = sender.clone();
+            // One who says nothing keeps nobody else from saying something.
+            thread::spawn(move || match read(&stream) {
+                // Without a guest nobody takes orders any more.
+                Ok(request) => drop(sender.send((request, stream))),
                 Err(error) => {
                     let reason = in_words(error.as_ref());
                     let _ = tell(&stream, &Event::Failed { reason });
                 }
-            }
+            });
         }
     });
     Ok((socket, orders))
 }
 
 fn read(stream: &UnixStream) -> anyhow::Result<Request> {
+    require_own(stream)?;
     stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    parse(stream)
+    let request = parse(stream)?;
+    // Nobody waits for one who does not read: what has no room in the socket is not told.
+    stream.set_nonblocking(true)?;
+    Ok(request)
 }
 
 fn parse(stream: impl Read) -> anyhow::Result<Request> {
@@ -157,13 +185,21 @@ mod tests {
             socket: "/there".into(),
             downtime_ms: 300,
             max_rounds: 16,
-            patience_s: 30,
+            max_downtime_ms: 3000,
+            deadline_s: 300,
+            answer_s: 30,
             throttle_percent: 80,
         };
         let save = Request::Save {
             file: "/file".into(),
         };
-        for order in [send, save, Request::Status, Request::Resume, Request::Stop] {
+        let others = [
+            Request::Status,
+            Request::Cancel,
+            Request::Resume,
+            Request::Stop,
+        ];
+        for order in [send, save].into_iter().chain(others) {
             let mut line = Vec::new();
             tell(&mut line, &order).unwrap();
             assert_eq!(parse(line.as_slice()).unwrap(), order);

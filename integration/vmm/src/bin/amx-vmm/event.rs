@@ -61,6 +61,8 @@ pub(crate) enum Event {
     Ended { how: Ending, verdict: Verdict },
     /// Something else was in the way.
     Failed { reason: String },
+    /// So many events before this one were not told, because nobody has read what was told.
+    Missed { events: u64 },
 }
 
 /// What a process does.

@@ -2,26 +2,27 @@
 
 use amx_vmm::words::in_words;
 use std::fs;
-use std::io::{Write, stderr};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::mpsc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use amx_guest::report::Wish;
 use amx_vmm::linux::Guest;
 use amx_vmm::linux::devices::Switched;
 use amx_vmm::memory::PAGE_BYTES;
-use amx_vmm::migration::{Options, Progress, SendError};
+use amx_vmm::migration::{self, Cancel, Options, Progress, ReceiveError, Report, SendError};
 use amx_vmm::{Host, Linux, Snapshot, file};
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use cpuid_amx::Policy;
 
+use crate::clerk::{Clerk, Waiting};
 use crate::cli::{Here, Receive, Restore, Run};
 use crate::control::{self, Order, Request, Socket};
 use crate::event::{Code, Ending, Event, State};
-use crate::screen::Screen;
 use crate::signals;
+use crate::teller::Teller;
 
 /// How long the guest runs before the next look at orders and at what it has said.
 const SLICE: Duration = Duration::from_millis(20);
@@ -32,7 +33,7 @@ const UNDECIDED: &str = "it is not known whether the guest is elsewhere already;
 const TELL: Duration = Duration::from_millis(200);
 
 /// Boots a guest.
-pub(crate) fn boot(run: &Run, screen: &mut Screen) -> anyhow::Result<Code> {
+pub(crate) fn boot(run: &Run, teller: &mut Teller) -> anyhow::Result<Code> {
     let host = Host::probe_at(&run.here.kvm)?;
     let mut linux = Linux::new(&run.kernel);
     if let Some(path) = &run.initramfs {
@@ -49,50 +50,59 @@ pub(crate) fn boot(run: &Run, screen: &mut Screen) -> anyhow::Result<Code> {
     }
     let desk = Desk::open(&run.here)?;
     let guest = Guest::boot(&host, &linux)?;
-    Owner::new(&host, guest, desk, screen).run()
+    Owner::new(&host, guest, desk, teller).run()
 }
 
 /// Waits for one guest.
-pub(crate) fn receive(receive: &Receive, screen: &mut Screen) -> anyhow::Result<Code> {
+pub(crate) fn receive(receive: &Receive, teller: &mut Teller) -> anyhow::Result<Code> {
     let host = Host::probe_at(&receive.here.kvm)?;
     signals::listen();
     // Once the guest is here, nothing may keep it from running.
     let desk = Desk::open(&receive.here)?;
     let socket = Socket::bind(&receive.socket)?;
-    screen.show(&Event::State {
+    teller.show(Event::State {
         state: State::Waiting,
     });
     let Some(stream) = socket.accept(|| signals::seen() > 0)? else {
         return Ok(Code::Interrupted);
     };
     drop(socket);
-    screen.show(&Event::State {
+    teller.show(Event::State {
         state: State::Receiving,
     });
+    let cancel = Cancel::default();
+    // Until the guest is here, there is none that could be asked to switch itself off.
+    let watch = signals::cancel_at_the_first(&cancel);
     let mut told = Instant::now();
-    let came = Guest::receive(&host, stream, receive.patience(), |pages| {
+    let came = Guest::receive(&host, stream, receive.deadline(), &cancel, |pages| {
         if told.elapsed() >= TELL {
             told = Instant::now();
-            screen.show(&Event::Arrived { pages });
+            teller.show(Event::Arrived { pages });
         }
     });
+    drop(watch);
     match came {
         Ok((guest, pages)) => {
-            screen.show(&Event::TakenOver { pages });
-            Owner::new(&host, guest, desk, screen).run()
+            teller.show(Event::TakenOver { pages });
+            Owner::new(&host, guest, desk, teller).run()
         }
         Err(error) => {
+            let cancelled = matches!(error, ReceiveError::Cancelled);
             let reason = error.to_string();
-            screen.show(&Event::NotTaken { reason });
-            Ok(Code::NotMoved)
+            teller.show(Event::NotTaken { reason });
+            Ok(if cancelled {
+                Code::Interrupted
+            } else {
+                Code::NotMoved
+            })
         }
     }
 }
 
 /// Goes on from a file.
-pub(crate) fn restore(restore: &Restore, screen: &mut Screen) -> anyhow::Result<Code> {
+pub(crate) fn restore(restore: &Restore, teller: &mut Teller) -> anyhow::Result<Code> {
     let host = Host::probe_at(&restore.here.kvm)?;
-    screen.show(&Event::State {
+    teller.show(Event::State {
         state: State::Restoring,
     });
     let bytes = file::read(&restore.file)?;
@@ -100,7 +110,7 @@ pub(crate) fn restore(restore: &Restore, screen: &mut Screen) -> anyhow::Result<
     let snapshot = Snapshot::from_bytes(&bytes).with_context(name)?;
     let desk = Desk::open(&restore.here)?;
     let guest = Guest::restore(&host, &snapshot).with_context(name)?;
-    Owner::new(&host, guest, desk, screen).run()
+    Owner::new(&host, guest, desk, teller).run()
 }
 
 /// Where orders come in: open before there is a guest.
@@ -122,7 +132,7 @@ impl Desk {
 struct Owner<'a> {
     host: &'a Host,
     guest: Guest,
-    screen: &'a mut Screen,
+    teller: &'a mut Teller,
     console: bool,
     orders: Option<(Socket, mpsc::Receiver<Order>)>,
     /// Whoever has given the order that is being carried out.
@@ -138,12 +148,12 @@ struct Owner<'a> {
 }
 
 impl<'a> Owner<'a> {
-    fn new(host: &'a Host, guest: Guest, desk: Desk, screen: &'a mut Screen) -> Self {
+    fn new(host: &'a Host, guest: Guest, desk: Desk, teller: &'a mut Teller) -> Self {
         signals::listen();
         Self {
             host,
             guest,
-            screen,
+            teller,
             console: desk.console,
             orders: desk.orders,
             asked: None,
@@ -193,12 +203,12 @@ impl<'a> Owner<'a> {
     }
 
     /// To whoever looks here, and to whoever has asked.
-    fn tell(&mut self, event: &Event) {
-        tell(self.screen, &mut self.asked, event);
+    fn tell(&mut self, event: Event) {
+        tell(self.teller, &mut self.asked, event);
     }
 
     fn state(&mut self, state: State) {
-        self.tell(&Event::State { state });
+        self.tell(Event::State { state });
     }
 
     /// The first signal asks the guest, the second does not.
@@ -211,7 +221,7 @@ impl<'a> Owner<'a> {
                 } else if !self.warned {
                     self.warned = true;
                     let reason = UNDECIDED.to_owned();
-                    self.screen.show(&Event::Undecided { reason });
+                    self.teller.show(Event::Undecided { reason });
                 }
                 None
             }
@@ -230,14 +240,13 @@ impl<'a> Owner<'a> {
     /// What the guest has said since the last look.
     fn listen(&mut self) {
         if self.console {
-            // Nobody may read it.
-            let _ = stderr().write_all(&self.guest.devices.take_console());
+            self.teller.console(self.guest.devices.take_console());
         }
         if !self.wrong
             && let Some(what) = self.guest.verdict().wrong
         {
             self.wrong = true;
-            self.tell(&Event::Wrong { what });
+            self.tell(Event::Wrong { what });
         }
     }
 
@@ -249,12 +258,10 @@ impl<'a> Owner<'a> {
             },
             verdict: self.guest.verdict(),
         };
-        self.screen.show(&event);
-        for stream in std::mem::take(&mut self.stoppers) {
-            // He may not listen any more.
-            let _ = control::tell(&stream, &event);
-        }
-        event.code()
+        let code = event.code();
+        tell_all(std::mem::take(&mut self.stoppers), &event);
+        self.teller.show(event);
+        code
     }
 
     /// Carries out an order. A code means that the guest is not here any more.
@@ -263,7 +270,7 @@ impl<'a> Owner<'a> {
         match request {
             Request::Stop if self.undecided => {
                 let reason = "the guest is dropped here, where it stood still".to_owned();
-                self.tell(&Event::Undecided { reason });
+                self.tell(Event::Undecided { reason });
                 Some(Code::Undecided)
             }
             Request::Stop => {
@@ -275,7 +282,7 @@ impl<'a> Owner<'a> {
             }
             Request::Resume if !self.undecided => {
                 let reason = "the guest runs already".to_owned();
-                self.tell(&Event::Failed { reason });
+                self.tell(Event::Failed { reason });
                 None
             }
             Request::Resume => {
@@ -294,12 +301,17 @@ impl<'a> Owner<'a> {
                     memory_bytes: self.guest.vm.memory_bytes(),
                     verdict: self.guest.verdict(),
                 };
-                self.tell(&event);
+                self.tell(event);
                 None
             }
             _ if self.undecided => {
                 let reason = UNDECIDED.to_owned();
-                self.tell(&Event::Failed { reason });
+                self.tell(Event::Failed { reason });
+                None
+            }
+            Request::Cancel => {
+                let reason = "the guest is not being moved".to_owned();
+                self.tell(Event::Failed { reason });
                 None
             }
             Request::Save { file } => self.save(&file),
@@ -307,13 +319,18 @@ impl<'a> Owner<'a> {
                 socket,
                 downtime_ms,
                 max_rounds,
-                patience_s,
+                max_downtime_ms,
+                deadline_s,
+                answer_s,
                 throttle_percent,
             } => {
                 let options = Options {
                     downtime: Duration::from_millis(downtime_ms),
                     max_rounds,
-                    patience: Duration::from_secs(patience_s.max(1).into()),
+                    max_downtime: Duration::from_millis(max_downtime_ms),
+                    deadline: Duration::from_secs(deadline_s.max(1).into()),
+                    answer: Duration::from_secs(answer_s.max(1).into()),
+                    cancel: Cancel::default(),
                     throttle_percent,
                 };
                 self.send(&socket, &options)
@@ -336,12 +353,12 @@ impl<'a> Owner<'a> {
         });
         match saved {
             Ok(event) => {
-                self.tell(&event);
+                self.tell(event);
                 Some(Code::Good)
             }
             Err(error) => {
                 let reason = in_words(error.as_ref());
-                self.tell(&Event::Failed { reason });
+                self.tell(Event::Failed { reason });
                 self.state(State::Running);
                 None
             }
@@ -349,56 +366,27 @@ impl<'a> Owner<'a> {
     }
 
     fn send(&mut self, socket: &Path, options: &Options) -> Option<Code> {
-        let stream = match UnixStream::connect(socket) {
+        let stream = match connect(socket) {
             Ok(stream) => stream,
             Err(error) => {
-                let reason = format!(
-                    "{}: {error}: `amx-vmm receive` has to wait there before",
-                    socket.display()
-                );
-                self.tell(&Event::NotMoved { reason });
+                let reason = format!("{}: {}", socket.display(), in_words(error.as_ref()));
+                self.tell(Event::NotMoved { reason });
                 return None;
             }
         };
         self.state(State::Moving);
-        let (screen, asked) = (&mut *self.screen, &mut self.asked);
-        let mut told = Instant::now();
-        // This thread hears of no signal meanwhile, and once the guest is handed over it may wait for ever.
-        // Whoever ends this process then loses nothing: the destination has the guest, or will have it.
-        let socket = self.orders.as_ref().map(|(socket, _)| socket);
-        let watch = signals::exit_at_the_second(socket);
-        let sent = self.guest.send(self.host, stream, options, |progress| {
-            match *progress {
-                Progress::Pages {
-                    round,
-                    stopped,
-                    sent,
-                    of,
-                } => {
-                    // The guest that stands still does not wait for whoever reads.
-                    if stopped || told.elapsed() < TELL {
-                        return;
-                    }
-                    told = Instant::now();
-                    let event = Event::Pages {
-                        round,
-                        stopped,
-                        sent,
-                        of,
-                    };
-                    tell(screen, asked, &event);
-                }
-                Progress::Round(round) => {
-                    let bytes = round.pages.saturating_mul(PAGE_BYTES) as u64;
-                    tell(screen, asked, &Event::Round { bytes, round });
-                }
-            }
-        });
-        drop(watch);
-        match sent {
+        let (sent, waiting) = self.sent(stream, options);
+        let Waiting {
+            cancellers,
+            stoppers,
+        } = waiting;
+        let code = match sent {
             Ok(report) => {
-                self.tell(&Event::HandedOver(report));
-                Some(Code::Good)
+                let event = Event::HandedOver(report);
+                tell_all(cancellers, &event);
+                tell_all(stoppers, &event);
+                self.tell(event);
+                return Some(Code::Good);
             }
             Err(error @ SendError::Undecided) => {
                 self.undecided = true;
@@ -406,35 +394,124 @@ impl<'a> Owner<'a> {
                 // One that came before was not meant for a guest in this state.
                 signals::forget();
                 let reason = error.to_string();
-                self.tell(&Event::Undecided { reason });
-                None
+                let event = Event::Undecided { reason };
+                tell_all(cancellers, &event);
+                tell_all(stoppers, &event);
+                self.tell(event);
+                return None;
             }
             Err(error @ SendError::Guest(_)) => {
                 let reason = error.to_string();
-                self.tell(&Event::Failed { reason });
-                Some(Code::Failed)
+                let event = Event::Failed { reason };
+                tell_all(cancellers, &event);
+                tell_all(stoppers, &event);
+                self.tell(event);
+                return Some(Code::Failed);
             }
             // It has ended by itself, which is told next.
             Err(SendError::GuestEnded) => {
                 self.stoppers.extend(self.asked.take());
+                self.stoppers.extend(cancellers);
                 None
             }
             Err(error) => {
                 let reason = error.to_string();
-                self.tell(&Event::NotMoved { reason });
+                let event = Event::NotMoved { reason };
+                tell_all(cancellers, &event);
+                self.tell(event);
                 self.state(State::Running);
                 None
             }
+        };
+        if !stoppers.is_empty() {
+            self.stopping = false;
+            self.stop();
+            self.stoppers.extend(stoppers);
         }
+        code
+    }
+
+    /// Sends the guest, while somebody else takes orders.
+    fn sent(
+        &mut self,
+        stream: UnixStream,
+        options: &Options,
+    ) -> (Result<Report, SendError>, Waiting) {
+        let (host, teller, asked) = (self.host, &mut *self.teller, &mut self.asked);
+        let Guest { vm, devices } = &mut self.guest;
+        let devices = &*devices;
+        // Once the guest is handed over, this process may wait for the destination's answer.
+        // Whoever ends it then loses nothing: the destination has the guest, or will have it.
+        let socket = self.orders.as_ref().map(|(socket, _)| socket);
+        let watch = signals::exit_at_the_second(socket);
+        let clerk = Clerk {
+            devices,
+            vcpus: vm.vcpus(),
+            memory_bytes: vm.memory_bytes(),
+            cancel: options.cancel.clone(),
+        };
+        let orders = self.orders.as_mut().map(|(_, orders)| orders);
+        let (moving, over) = mpsc::channel::<()>();
+        let mut told = Instant::now();
+        let done = thread::scope(|scope| {
+            let clerk = scope.spawn(move || clerk.serve(orders.as_deref(), &over));
+            let guest = (devices, Some(devices));
+            let sent = migration::send(vm, host, guest, stream, options, |progress| {
+                match *progress {
+                    Progress::Pages {
+                        round,
+                        stopped,
+                        sent,
+                        of,
+                    } => {
+                        // A guest that stands still waits for nobody.
+                        if stopped || told.elapsed() < TELL {
+                            return;
+                        }
+                        told = Instant::now();
+                        let event = Event::Pages {
+                            round,
+                            stopped,
+                            sent,
+                            of,
+                        };
+                        tell(teller, asked, event);
+                    }
+                    Progress::Round(round) => {
+                        let bytes = round.pages.saturating_mul(PAGE_BYTES) as u64;
+                        tell(teller, asked, Event::Round { bytes, round });
+                    }
+                }
+            });
+            drop(moving);
+            (sent, clerk.join().unwrap_or_default())
+        });
+        drop(watch);
+        done
     }
 }
 
+/// To the destination, which has to be this user's.
+fn connect(socket: &Path) -> anyhow::Result<UnixStream> {
+    let stream = UnixStream::connect(socket)
+        .map_err(|error| anyhow!("{error}: `amx-vmm receive` has to wait there before"))?;
+    control::require_own(&stream)?;
+    Ok(stream)
+}
+
 /// To whoever looks here, and to whoever has asked: one who does not read is not asked again.
-fn tell(screen: &mut Screen, asked: &mut Option<UnixStream>, event: &Event) {
-    screen.show(event);
+fn tell(teller: &mut Teller, asked: &mut Option<UnixStream>, event: Event) {
     if let Some(stream) = asked
-        && control::tell(&*stream, event).is_err()
+        && control::tell(&*stream, &event).is_err()
     {
         *asked = None;
+    }
+    teller.show(event);
+}
+
+/// To others, who may not listen any more.
+fn tell_all(streams: Vec<UnixStream>, event: &Event) {
+    for stream in streams {
+        let _ = control::tell(&stream, event);
     }
 }

@@ -208,6 +208,9 @@ fn line(event: &Event) -> String {
             HumanBytes(*memory_bytes),
             checked(verdict)
         ),
+        Event::Missed { events } => {
+            format!("{events} events before were not told: nobody has read the others")
+        }
         Event::Wrong { what } => format!("the guest has found a wrong result: {what}"),
         Event::Ended { how, verdict } => {
             let how = match how {

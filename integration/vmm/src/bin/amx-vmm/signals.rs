@@ -6,6 +6,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
+use amx_vmm::migration::Cancel;
 use nix::libc;
 use vmm_sys_util::signal::register_signal_handler;
 
@@ -37,6 +38,21 @@ pub(crate) fn seen() -> u32 {
 /// As if there had been none.
 pub(crate) fn forget() {
     SEEN.store(0, Ordering::SeqCst);
+}
+
+/// Cancels the move at the first signal, until what is returned is dropped.
+pub(crate) fn cancel_at_the_first(cancel: &Cancel) -> impl Sized + use<> {
+    let cancel = cancel.clone();
+    let (watched, over) = mpsc::channel::<()>();
+    thread::spawn(move || {
+        while over.recv_timeout(SOON) == Err(RecvTimeoutError::Timeout) {
+            if seen() > 0 {
+                cancel.cancel();
+                return;
+            }
+        }
+    });
+    watched
 }
 
 /// Ends this process at the second signal, until what is returned is dropped. The socket goes with it.

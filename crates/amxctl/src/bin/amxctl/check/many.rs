@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 
 use super::Checked;
 use crate::cli::CheckArgs;
+use crate::fleet;
+use crate::outcome::{Answer, Outcome};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome, fleet};
 
 /// Rows of the table; JSON has all hosts.
 const SHOWN: usize = 64;

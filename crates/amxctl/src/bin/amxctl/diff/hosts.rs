@@ -9,8 +9,8 @@ use host_compat::kernel::State;
 use host_compat::update::{self, Changes, Strands};
 use serde_json::{Value, json};
 
+use crate::outcome::{Answer, Outcome};
 use crate::screen::{self, Mark};
-use crate::{Answer, Outcome};
 
 pub(super) fn run(before: &Host, after: &Host, json: bool) -> anyhow::Result<Outcome> {
     let changes = update::changes(before, after);

@@ -1,4 +1,18 @@
-//! Capture and restore on the /dev/kvm that is here, and the bare ioctls that they consist of.
+//! Costs of capture and restore on the /dev/kvm that is here, against the bare ioctls that they consist
+//! of, in the same run. Ends with the ratios, because the times themselves depend on the machine.
+#![allow(
+    missing_docs,
+    clippy::arithmetic_side_effects,
+    clippy::cast_possible_truncation,
+    clippy::indexing_slicing,
+    clippy::unwrap_used
+)]
+#![expect(unsafe_code, reason = "the bare ioctls, to compare with")]
+
+#[path = "../../tests/common/mod.rs"]
+mod common;
+#[path = "../ratios/mod.rs"]
+mod ratios;
 
 use criterion::Criterion;
 use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, Msrs, Xsave, kvm_msr_entry, kvm_xcrs};
@@ -6,10 +20,16 @@ use kvm_ioctls::{Kvm, VcpuFd};
 use xsave_state::kvm::{self, HostArea, MSR_IA32_XFD, MSR_IA32_XFD_ERR, VcpuLayout, XsaveBuffer};
 use xsave_state::{ExtendedState, Image, Registers, XFeatures};
 
-use super::common;
-use super::ratios::Ratio;
+use ratios::Ratio;
 
-pub(crate) fn capture_and_restore(criterion: &mut Criterion) -> Vec<Ratio> {
+fn main() {
+    let mut criterion = Criterion::default().configure_from_args();
+    let measured = capture_and_restore(&mut criterion);
+    criterion.final_summary();
+    ratios::print(&measured);
+}
+
+fn capture_and_restore(criterion: &mut Criterion) -> Vec<Ratio> {
     let Ok(kvm) = Kvm::new() else {
         eprintln!("capture and restore are left out: /dev/kvm cannot be used");
         return Vec::new();

@@ -1,9 +1,16 @@
 //! Ratios between what takes turns in this run, so that both sides meet the same machine.
+#![allow(dead_code, reason = "each benchmark uses a part")]
 
 use std::time::{Duration, Instant};
 
-/// How often each side takes its turn.
-const TURNS: usize = 2_000;
+/// How often each side takes its turn; less often where it is to be quick, as under emulation.
+fn turns() -> usize {
+    if std::env::args().any(|argument| argument == "--quick") {
+        100
+    } else {
+        2_000
+    }
+}
 
 /// What is told of a ratio, and not asserted: machines are noisy.
 #[derive(Clone, Copy)]
@@ -28,7 +35,7 @@ impl Ratio {
         measured: impl FnMut(),
         against: impl FnMut(),
     ) -> Self {
-        Self::in_turns_of(TURNS, name, calls, measured, calls, against)
+        Self::in_turns_of(turns(), name, calls, measured, calls, against)
     }
 
     /// The same for two sides of which one takes much longer: each has its own number of calls. To drop what is
