@@ -263,7 +263,7 @@ fn the_trap_is_lifted_beside_a_vcpu_that_runs() {
         arming.end();
     });
     assert_eq!(machine.gate.mode(), Mode::Lifted);
-    assert_eq!(machine.gate.first_use(), Some(0));
+    assert_eq!(machine.first_use(), Some(0));
     assert_eq!(trapped[0].load(Ordering::Relaxed), 1, "the first use");
     assert!(machine.tiles_are_right(0));
     assert_eq!(machine.word(1, guest::XFD_READ), ARMED);
