@@ -87,10 +87,11 @@ pub enum Answer {
     /// vCPU of the VM has been granted the features: a task of the guest may have tiles in memory, and
     /// its kernel dies when it cannot load them (XRSTORS raises #NM in kernel mode).
     ///
-    /// What Linux does, by its source (arch/x86/kernel/fpu/xstate.h, `xfd_update_state`; arch/x86/mm/extable.c,
-    /// `ex_handler_msr`): it warns once, goes on as if the write had been done, and does not write the
-    /// same value again. So the task's next attempt raises #NM again, without end, and at each of its context
-    /// switches the VMM is asked anew.
+    /// What Linux does (arch/x86/kernel/fpu/xstate.h, `xfd_update_state`; arch/x86/mm/extable.c,
+    /// `ex_handler_msr`; seen in the lab on 6.12): it warns once (`unchecked MSR access error: WRMSR to 0x1c4`), goes
+    /// on as if the write had been done, and does not write the same value again. So the task raises #NM again,
+    /// without end: it gets nowhere, and nothing ends it. Tasks without tiles run on. At each context switch the VMM
+    /// is asked anew.
     Deny,
     /// The vCPU is put back in front of its write, so that the VM can be saved or held. When it runs
     /// again, here or elsewhere, it asks again.

@@ -105,7 +105,7 @@ fn who_drips_an_answer_does_not_hold_a_stopped_guest() {
         ..Options::within(LONG)
     };
     let (error, received) = held(&host, &mut vm, &options, READY, |mut source| {
-        let header = [REFUSE, 1, 4096, 0].map(u32::to_le_bytes).concat();
+        let header = [REFUSE, 1, 200, 0].map(u32::to_le_bytes).concat();
         let mut bytes = header.into_iter().chain(std::iter::repeat(b'x'));
         while let Some(byte) = bytes.next()
             && source.write_all(&[byte]).is_ok()
@@ -176,7 +176,7 @@ impl Write for Silent {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         if self.is_committed.load(std::sync::atomic::Ordering::SeqCst) {
             // That the other end is gone is the sign.
-            let _ = self.goes_on.recv_timeout(LONG);
+            let _ = self.goes_on.recv_timeout(SOON);
         }
         self.stream.write(bytes)
     }

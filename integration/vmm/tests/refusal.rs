@@ -17,7 +17,8 @@ use std::time::Duration;
 use amx_guest::{Kind, Workload};
 use amx_vmm::fit::Reason;
 use amx_vmm::migration::{
-    Cancel, Offer, Options, ReceiveError, SendError, Stream, receive, receive_with, send,
+    Cancel, MAX_THROTTLE_PERCENT, Offer, Options, ReceiveError, SendError, Stream, receive,
+    receive_with, send,
 };
 use amx_vmm::{Console, Host, Vm};
 use cpuid_amx::features::XsaveFeatures;
@@ -54,7 +55,7 @@ impl Guest {
         let slow = outlasting(&host, &workloads, |mut vm| {
             let time = REFUSALS * SLICE;
             vm.run(&Console::default(), time).expect("it runs");
-            moved(&host, &mut vm)
+            moved(&host, &mut vm, &Options::within(PATIENCE))
         });
         let guest = midway(&host, &slower(&workloads, slow));
         Self {
@@ -109,8 +110,14 @@ impl Guest {
     /// It has not noticed anything: it moves to where it fits, and computes on there.
     fn goes_on(mut self) {
         let here = self.vm.capture(&self.host).expect("it is captured");
+        // It hardly runs on the way, and less than when it was found out how slow it has to be.
+        let options = Options {
+            max_rounds: 1,
+            throttle_percent: MAX_THROTTLE_PERCENT,
+            ..Options::within(PATIENCE)
+        };
         for _ in 0..TRIES {
-            let mut there = moved(&self.host, &mut self.vm);
+            let mut there = moved(&self.host, &mut self.vm, &options);
             if is_midway(&self.host, &mut there, &self.workloads) {
                 let right = vec![[""; 0]; self.workloads.len()];
                 assert_eq!(finish(&mut there, &self.workloads), right);
@@ -124,13 +131,12 @@ impl Guest {
 }
 
 /// Where the guest of `vm` is then.
-fn moved(host: &Host, vm: &mut Vm) -> Vm {
+fn moved(host: &Host, vm: &mut Vm, options: &Options) -> Vm {
     let (here, there) = UnixStream::pair().expect("a socket");
-    let options = Options::within(PATIENCE);
     thread::scope(|scope| {
         let received = scope.spawn(|| receive(host, there, PATIENCE));
         let console = Console::default();
-        let sent = send(vm, host, (&console, None), here, &options, |_| {});
+        let sent = send(vm, host, (&console, None), here, options, |_| {});
         sent.expect("it is moved");
         let received = received.join().expect("it does not panic");
         received.expect("it has come").vm

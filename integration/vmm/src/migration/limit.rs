@@ -162,7 +162,7 @@ mod tests {
     use super::*;
 
     const SHORT: Duration = Duration::from_millis(120);
-    const LONG: Duration = Duration::from_secs(20);
+    const LONG: Duration = Duration::from_secs(5);
 
     fn pair(allowed: Duration, cancel: &Cancel) -> (Limited<UnixStream>, UnixStream) {
         let (here, there) = UnixStream::pair().unwrap();
