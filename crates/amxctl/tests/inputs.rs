@@ -185,7 +185,7 @@ fn a_fifo_that_nobody_writes_to_is_given_up() {
         "{text}"
     );
     // One with a writer is a file like others.
-    let line = "(cat state.json > fifo &) ; amxctl inspect fifo";
+    let line = "(timeout 20 sh -c 'cat state.json > fifo' &) ; amxctl inspect fifo";
     let output = shell(folder.path(), line);
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
 }
