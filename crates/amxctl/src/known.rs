@@ -9,7 +9,7 @@ use crate::cpuid::Cpuid;
 /// Where a value is from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The file.
+    /// The file that holds the guest's state.
     File,
     /// Whoever asks said so: the option, or the file that it names.
     Given(String),
@@ -33,7 +33,7 @@ impl fmt::Display for Source {
 /// A value and where it is from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known<T> {
-    /// The value.
+    /// What is known, or guessed.
     pub value: T,
     /// Where it is from.
     pub source: Source,

@@ -25,7 +25,7 @@ pub enum Owner {
 }
 
 impl Owner {
-    /// The identifier.
+    /// Returns the number of the vCPU, or the thread's identifier.
     #[must_use]
     pub const fn id(self) -> u32 {
         match self {

@@ -324,6 +324,7 @@ fn what_a_format_cannot_hold_is_said() {
             assert_ne!(said(rendered, what), "", "{what:?}");
         }
     }
+    assert!(said(&cpuid, What::Cpuid).contains("24H"), "{cpuid:?}");
     // QEMU has no name for PCONFIG.
     assert!(said(&qemu, What::Cpuid).contains("PCONFIG"), "{qemu:?}");
     // Where the guest has no AMX, nobody has to ask for it.

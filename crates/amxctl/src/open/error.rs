@@ -18,13 +18,13 @@ pub enum OpenError {
     Io {
         /// The path of the file that cannot be read.
         path: PathBuf,
-        /// Why not.
+        /// The system's reason.
         source: io::Error,
     },
     /// A folder, but not of a snapshot.
     #[error("{}: a folder without state.json: not a Cloud Hypervisor snapshot", path.display())]
     Folder {
-        /// The folder.
+        /// The path of the folder without state.json.
         path: PathBuf,
     },
     /// A format that is known by its first bytes, but not read.
@@ -116,7 +116,7 @@ pub enum OpenError {
     Field {
         /// The vCPU.
         vcpu: u32,
-        /// Which.
+        /// The field's name in the file.
         field: &'static str,
         /// How many there have to be.
         expected: usize,
@@ -126,9 +126,9 @@ pub enum OpenError {
     /// An ELF file that is broken.
     #[error("not a valid ELF core: {what} at byte {offset}: {message}")]
     Elf {
-        /// Where.
+        /// The offset in the file, in bytes.
         offset: u64,
-        /// Of what.
+        /// The part of the ELF file that is broken.
         what: &'static str,
         /// What is wrong.
         message: String,

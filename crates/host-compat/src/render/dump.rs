@@ -1,5 +1,7 @@
 //! CPUID as `cpuid -r` prints it and `cpuid -r -f` reads it.
 
+use cpuid_amx::CpuidTable;
+
 use super::{Rendered, What};
 use crate::guest_cpu::GuestCpu;
 
@@ -14,6 +16,12 @@ pub fn cpuid(cpu: &GuestCpu) -> Rendered {
     if cpu.has_amx() {
         let why = "the VMM has to ask for the AMX permission before it sets this CPUID";
         not_held.insert(0, What::AmxPermission.because(why));
+    }
+    if cpu.cpuid.leaf(0x24, 0) != [0; 4] {
+        not_held.push(What::Cpuid.because(
+            "CPUID.24H.0 has the version of AVX10 and not its vector lengths, which are not compared \
+             between hosts",
+        ));
     }
     not_held.extend(super::untold(cpu));
     Rendered {
