@@ -324,7 +324,15 @@ fn what_a_format_cannot_hold_is_said() {
             assert_ne!(said(rendered, what), "", "{what:?}");
         }
     }
-    assert!(said(&cpuid, What::Cpuid).contains("24H"), "{cpuid:?}");
+    // A dump with AVX10.2, of three vector lengths.
+    let mut table = diamond_rapids();
+    table.set_leaf(0x24, 0, [0, 2 | 7 << 16, 0, 0]).unwrap();
+    let has_avx10 = self::cpu(&[Host::from_cpuid("avx10", table)]).unwrap();
+    let cpuid = render::cpuid(&has_avx10);
+    assert!(
+        said(&cpuid, What::Cpuid).contains("vector lengths"),
+        "{cpuid:?}"
+    );
     // QEMU has no name for PCONFIG.
     assert!(said(&qemu, What::Cpuid).contains("PCONFIG"), "{qemu:?}");
     // Where the guest has no AMX, nobody has to ask for it.
