@@ -214,6 +214,23 @@ fn a_move_is_cancelled_at_either_side() {
         send(&mut vm, &host, (&console, None), here, &options, |_| {})
     });
     assert!(matches!(sent, Err(SendError::Cancelled)), "{sent:?}");
+
+    // Among its pages, too.
+    let options = Options::within(SOON);
+    let (here, there) = UnixStream::pair().expect("a socket");
+    let (sent, received) = thread::scope(|scope| {
+        let received = scope.spawn(|| receive(&host, there, LONG).map(drop));
+        let console = Console::default();
+        let sent = send(&mut vm, &host, (&console, None), here, &options, |_| {
+            options.cancel.cancel();
+        });
+        (sent, received.join().expect("it does not panic"))
+    });
+    assert!(matches!(sent, Err(SendError::Cancelled)), "{sent:?}");
+    let Err(ReceiveError::Refused { reason }) = received else {
+        panic!("{received:?}")
+    };
+    assert!(reason.contains("the move was cancelled"), "{reason}");
     assert_computes_on(vm, &workloads);
 
     let (cancel, offer) = (Cancel::default(), Offer::of(&host));

@@ -85,12 +85,17 @@ impl<S: Stream> Limited<S> {
         self.cancel = None;
     }
 
-    /// Does it again and again for a tick, until it is done or the time is over.
+    /// Does nothing but look whether it was cancelled.
+    pub(super) fn check(&self) -> io::Result<()> {
+        match &self.cancel {
+            Some(cancel) if cancel.is_cancelled() => Err(io::Error::other(Over::Cancelled)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Does it for a tick, again and again, until it is done, the time is over, or it is cancelled between two.
     fn within<T>(&mut self, mut act: impl FnMut(&mut S) -> io::Result<T>) -> io::Result<T> {
         loop {
-            if self.cancel.as_ref().is_some_and(Cancel::is_cancelled) {
-                return Err(io::Error::other(Over::Cancelled));
-            }
             let mut tick = TICK;
             if let Some(Deadline { end, allowed }) = self.deadline {
                 let left = end.saturating_duration_since(Instant::now());
@@ -101,7 +106,7 @@ impl<S: Stream> Limited<S> {
             }
             self.stream.set_timeout(tick)?;
             match act(&mut self.stream) {
-                Err(error) if is_timeout(&error) => {}
+                Err(error) if is_timeout(&error) => self.check()?,
                 done => return done,
             }
         }
@@ -125,10 +130,13 @@ fn is_timeout(error: &io::Error) -> bool {
 
 impl<S: Stream> Read for Limited<S> {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        self.check()?;
         self.within(|stream| stream.read(bytes))
     }
 }
 
+/// A message that has begun comes to its end while the other side reads, whoever cancels meanwhile: a part of one
+/// could not be followed by the reason.
 impl<S: Stream> Write for Limited<S> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.within(|stream| stream.write(bytes))
@@ -209,7 +217,7 @@ mod tests {
         assert_eq!(over(stream.read(&mut [0])), Some(late));
     }
 
-    /// A read that has begun ends with it; what is committed does not.
+    /// A read that has begun ends with it, and a write that nobody reads; what is committed does not.
     #[test]
     fn it_is_cancelled_from_another_thread_until_it_is_committed() {
         let cancel = Cancel::default();
@@ -218,7 +226,10 @@ mod tests {
         cancel.cancel();
         let (ended, mut stream) = reading.join().unwrap();
         assert_eq!(ended, Some(Over::Cancelled));
-        assert_eq!(over(stream.write(&[0])), Some(Over::Cancelled));
+        assert_eq!(over(stream.check()), Some(Over::Cancelled));
+        assert!(stream.write_all(&[0]).and(stream.flush()).is_ok());
+        let unread = stream.write_all(&vec![0; 16 << 20]);
+        assert_eq!(over(unread), Some(Over::Cancelled));
         stream.commit(LONG);
         there.write_all(&[7]).unwrap();
         assert_eq!(stream.read(&mut [0]).unwrap(), 1);

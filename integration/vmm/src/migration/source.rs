@@ -409,6 +409,7 @@ fn send_pages<S: Stream>(
 ) -> Result<(), SendError> {
     let mut sent: usize = 0;
     for chunk in numbers.chunks(PAGES) {
+        link.stream().check().map_err(FrameError::from)?;
         link.send_pages(chunk, |number, page| {
             let address = u64::from(number).saturating_mul(PAGE_BYTES as u64);
             memory
